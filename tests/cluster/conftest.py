@@ -1,0 +1,81 @@
+"""A real Slurm of four nodes for the tests of this folder."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEVCLUSTER = Path(__file__).parents[2] / "slurm" / "devcluster"
+SLURM_FOLDERS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Devcluster:
+    """A directory in which `slurm/devcluster` has a cluster, or may have one."""
+
+    directory: Path
+
+    @property
+    def slurm_conf(self) -> Path:
+        return self.directory / "slurm.conf"
+
+    def call(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        """Run `devcluster COMMAND` on this directory; whoever calls looks at the exit status."""
+        arguments = [sys.executable, str(DEVCLUSTER), command, *options, "--dir", str(self.directory)]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+
+    def up(self, *options: str) -> None:
+        """Start it, or fail the test with what `up` said."""
+        started = self.call("up", *options)
+        assert started.returncode == 0, started.stderr
+
+    def slurm(self, *command: str) -> str:
+        """The standard output of a Slurm command that is asked of this cluster."""
+        env = os.environ | {"SLURM_CONF": str(self.slurm_conf)}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+
+@contextlib.contextmanager
+def new_devcluster() -> Iterator[Devcluster]:
+    """A place for a cluster with a path short enough for Slurm's sockets; taken down in any case."""
+    with tempfile.TemporaryDirectory(prefix="devcluster-", dir="/tmp") as folder:
+        cluster = Devcluster(Path(folder) / "cluster")
+        try:
+            yield cluster
+        finally:
+            cluster.call("down")
+
+
+@pytest.fixture(scope="session")
+def slurm_installed() -> None:
+    """Skip where Slurm is not installed; fail there under CI, where a skip would go unseen."""
+    if shutil.which("slurmctld", path=SLURM_FOLDERS) is None:
+        sentence = "slurmctld is not installed, so nothing here runs; run `apt-get install slurm-wlm`."
+        if os.environ.get("CI"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+
+
+@pytest.fixture(scope="session")
+def devcluster(slurm_installed: None) -> Iterator[Devcluster]:
+    """Four idle nodes of two CPUs; SLURM_CONF points the whole session at them."""
+    with new_devcluster() as cluster, pytest.MonkeyPatch.context() as patch:
+        cluster.up("--nodes", "4")
+        patch.setenv("SLURM_CONF", str(cluster.slurm_conf))
+        yield cluster
+
+
+@pytest.fixture
+def second_devcluster(slurm_installed: None) -> Iterator[Devcluster]:
+    """The place of another cluster, not yet started; taken down in any case."""
+    with new_devcluster() as cluster:
+        yield cluster

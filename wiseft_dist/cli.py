@@ -1,0 +1,177 @@
+"""The `wiseft` command: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from wiseft_dist import __version__
+from wiseft_dist.errors import RunError, UserError
+
+app = typer.Typer(
+    name="wiseft",
+    help="Robust fine-tuning of zero-shot models (WiSE-FT) at cluster scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEBUG = False
+
+ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (YAML).", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, such as finetune.epochs=5.", metavar="[KEY=VALUE]...")
+]
+RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _stop(error, 2)
+    except RunError as error:
+        _stop(error, 1)
+    except KeyboardInterrupt:
+        print("wiseft: interrupted. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        _stop(error, 1)
+    sys.exit(0)
+
+
+def _stop(error: Exception, code: int) -> NoReturn:
+    if DEBUG:
+        raise error
+    print(f"wiseft: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"wiseft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Robust fine-tuning of zero-shot models (WiSE-FT) at cluster scale."""
+    global DEBUG
+    DEBUG = debug
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", help="Where pictures and runs are written.")] = Path(
+        "runs/quickstart"
+    ),
+) -> None:
+    """Go the whole road on made-up pictures, on a CPU, in minutes."""
+    from wiseft_dist.quickstart.road import quickstart as go
+
+    go(output)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit and return (Slurm).")] = False,
+) -> None:
+    """Submit what is not committed yet and follow it; run again to resume."""
+    from wiseft_dist.config import load_config
+    from wiseft_dist.launch.start import start
+
+    start(load_config(config, overrides or []), detach=detach)
+
+
+@app.command()
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what would run where: jobs, ranks, batches, steps. Touches nothing."""
+    from wiseft_dist.config import load_config
+    from wiseft_dist.launch.start import preview
+
+    described = preview(load_config(config, overrides or []))
+    print(json.dumps(described, indent=1) if as_json else _plan_text(described))
+
+
+def _plan_text(described: dict[str, Any]) -> str:
+    lines = [f"{job['name']:<24} {job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"
+             for job in described["jobs"]] or ["nothing left to do"]  # fmt: skip
+    batch = (
+        f"batch {described['global_batch_size']} = {described['world_size']} ranks x {described['micro_batch_size']} "
+        f"x {described['accumulation_steps']} accumulation; {described['steps']} steps for {described['epochs']:g} "
+        f"epochs of {described['training_samples']} samples in {described['training_shards']} shards "
+        f"({described['held_out_samples']} held out)"
+    )
+    tests = ", ".join(f"{name} {count}" for name, count in described["test_samples"].items())
+    return "\n".join([*lines, batch, f"{len(described['alphas'])} alphas on: {tests or 'nothing'}"])
+
+
+@app.command()
+def finetune(run_directory: RunDirectory) -> None:
+    """Run the fine-tuning stage in this process group (torchrun, srun)."""
+    _stage("finetune", run_directory)
+
+
+@app.command()
+def merge(
+    run_directory: Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")] = None,
+    zero_shot: Annotated[Path | None, typer.Option("--zero-shot", help="theta_0: file or folder.")] = None,
+    finetuned: Annotated[Path | None, typer.Option("--finetuned", help="theta_1: the same, or DeepSpeed.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for the ensembles.")] = None,
+    alphas: Annotated[str, typer.Option("--alphas", help="Grid 0:1:0.1 or list 0,0.5,1.")] = "0:1:0.1",
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
+    carry: Annotated[list[str] | None, typer.Option("--carry", help="Tensors only theta_0 has: a pattern.")] = None,
+) -> None:  # fmt: skip
+    """Write an ensemble for each alpha: of a run, or of two checkpoints of any kind."""
+    if run_directory is not None:
+        if zero_shot or finetuned or output:
+            raise UserError("wiseft merge takes either RUN or --zero-shot, --finetuned and --output, not both.")
+        return _stage("merge", run_directory)
+    if zero_shot is None or finetuned is None or output is None:
+        raise UserError("wiseft merge needs RUN, or all of --zero-shot, --finetuned and --output.")
+    from wiseft_dist.config import MergeConfig, parse_section
+    from wiseft_dist.merge.stage import merge_files
+
+    settings = parse_section(MergeConfig, {"alphas": alphas, "dtype": dtype}, source="wiseft merge")
+    for folder in merge_files(zero_shot, finetuned, output, settings, carry=tuple(carry or ())):
+        print(folder)
+
+
+@app.command()
+def evaluate(
+    run_directory: RunDirectory,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this one.")] = None,
+) -> None:
+    """Run the evaluation stage in this process: every alpha on one decode pass."""
+    _stage("evaluate", run_directory, dataset)
+
+
+@app.command()
+def report(run_directory: RunDirectory) -> None:
+    """Write results.csv, the curve and the page of an evaluated run, and print its table."""
+    from wiseft_dist.launch.start import print_summary
+    from wiseft_dist.run import Run
+
+    _stage("report", run_directory)
+    print_summary(Run(run_directory.absolute()))
+
+
+def _stage(stage: str, run_directory: Path, dataset: str | None = None) -> None:
+    from wiseft_dist.pipeline import execute
+    from wiseft_dist.run import Run
+
+    execute(stage, Run(run_directory.absolute()), dataset=dataset)

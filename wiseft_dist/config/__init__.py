@@ -1,0 +1,43 @@
+"""The configuration: its sections, how a YAML file becomes them, and the arithmetic of the batch."""
+
+from wiseft_dist.config.batch import batch_arithmetic
+from wiseft_dist.config.reading import dump_config, load_config, parse_section
+from wiseft_dist.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    DistributedConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    LaunchConfig,
+    MergeConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    Resources,
+    RunConfig,
+    ScheduleConfig,
+    Section,
+    WandbConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DistributedConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
+    "LaunchConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Precision",
+    "Resources",
+    "RunConfig",
+    "ScheduleConfig",
+    "Section",
+    "WandbConfig",
+    "batch_arithmetic",
+    "dump_config",
+    "load_config",
+    "parse_section",
+]

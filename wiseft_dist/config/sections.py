@@ -1,0 +1,386 @@
+"""The typed configuration tree: one small frozen class a section, wrong values answered in a sentence."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+MAX_GRID_STEPS = 10_000
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def parse_alphas(value: object) -> object:
+    """Expand ``"0:1:0.1"`` (first:last:step, both ends included) or ``"0,0.5,1"`` to a list of numbers."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, int | float) else value
+    try:
+        if ":" not in value:
+            return [float(part) for part in value.split(",")]
+        first, last, step = (float(part) for part in value.split(":"))
+        num_steps = round((last - first) / step)
+    except (ValueError, ArithmeticError):
+        raise ValueError("not a grid such as 0:1:0.1 nor a list such as 0,0.5,1") from None
+    if not 0 <= num_steps <= MAX_GRID_STEPS or abs(first + num_steps * step - last) > 1e-9:
+        raise ValueError(f"steps of {step:g} do not lead from {first:g} to {last:g}")
+    return [round(first + index * step, 10) for index in range(num_steps + 1)]
+
+
+def _distinct_alphas(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    for alpha in alphas:
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha {alpha:g} is not between 0 (zero-shot) and 1 (fine-tuned)")
+    if len(set(alphas)) < len(alphas):
+        raise ValueError("an alpha occurs twice")
+    return alphas
+
+
+Alphas = Annotated[
+    tuple[float, ...], BeforeValidator(parse_alphas), AfterValidator(_distinct_alphas), Field(min_length=1)
+]
+
+
+class ModelConfig(Section):
+    """The zero-shot model theta_0."""
+
+    architecture: str
+    """An open_clip name (``ViT-B-16``), a JSON file, a folder with an ``open_clip_config.json``, or ``hf-hub:...``."""
+
+    pretrained: str | None = None
+    """A pretrained tag, a local file or a URL. Left out: the folder's own weights, or random ones for pre-training."""
+
+
+class DataConfig(Section):
+    """Where the shards are and how training samples are drawn from them."""
+
+    train: str
+    """Training shards: a folder, a glob or a brace range (``s3://bucket/in1k/{0000..0146}.tar``)."""
+
+    reference: dict[str, str] = {}
+    """The in-distribution test set, as ``name: shards``. Empty: nothing is evaluated."""
+
+    shifts: dict[str, str] = {}
+    """The out-of-distribution test sets, as ``name: shards``."""
+
+    classnames: str | None = None
+    """A file with one class name a line. Left out: ``classnames.txt`` beside the training shards."""
+
+    templates: str | None = None
+    """A file with one prompt template a line, ``{c}`` for the class. Left out: the file beside the training shards."""
+
+    id_val_fraction: Fraction = 0.02
+    """Part of the training set, chosen by hash of the sample's key, that is never trained on."""
+
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.0)
+    """Area that a training crop keeps (arXiv 2109.01903, appendix D: the minimal random crop)."""
+
+    lanes: PositiveInt = 16
+    """Canonical lanes of the sample order. Fixed for the life of a run; any of its divisors can be the world size."""
+
+    block_shards: PositiveInt = 2
+    """Shards of a lane that are held in memory and shuffled together. Memory: lanes of a rank x this x a shard."""
+
+    workers: NonNegativeInt = 2
+    """Decoding processes a rank. Does not change the order of the samples."""
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> Self:
+        if len(self.reference) > 1:
+            raise ValueError(f"data.reference names {len(self.reference)} datasets: give exactly one")
+        if self.shifts and not self.reference:
+            raise ValueError("data.shifts needs a data.reference beside it: the trade-off is drawn against it")
+        for name in [*self.reference, *self.shifts]:
+            if name in ("train", "id_val") or not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(
+                    f"dataset name {name!r}: use letters, digits, '-', '_' and '.'; 'train' and 'id_val' are taken"
+                )
+        if twice := set(self.reference) & set(self.shifts):
+            raise ValueError(f"dataset {min(twice)!r} is both the reference and a shift")
+        return self
+
+    @model_validator(mode="after")
+    def _crops_are_parts(self) -> Self:
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(f"data.crop_scale is [{low:g}, {high:g}]: give the smaller share first, neither above 1")
+        return self
+
+    @property
+    def evaluated(self) -> dict[str, str]:
+        """Every test set: the reference first, then the shifts."""
+        return self.reference | self.shifts
+
+
+class OptimizerConfig(Section):
+    """AdamW; the defaults are the paper's (arXiv 2109.01903, appendix D)."""
+
+    lr: PositiveFloat = 3e-5
+    """Peak learning rate."""
+
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
+    """Decay of the two moment estimates."""
+
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, on every parameter as in the paper's code."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves: linear warm-up, then the named shape."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    """``cosine`` falls to 0 at the last step."""
+
+    warmup_steps: NonNegativeInt = 500
+    """Optimizer steps from 0 to the peak."""
+
+
+class CheckpointConfig(Section):
+    """When the training state is saved and how much of it is kept."""
+
+    every_steps: PositiveInt | None = None
+    """Save every this many optimizer steps."""
+
+    every_minutes: PositiveFloat | None = 15.0
+    """Save when this much wall time has passed since the last save."""
+
+    keep_last: PositiveInt = 2
+    """Committed checkpoints kept on disk. At least 2: a save that dies must leave a whole one behind."""
+
+    @model_validator(mode="after")
+    def _keeps_a_spare(self) -> Self:
+        if self.keep_last < 2:
+            raise ValueError(
+                "finetune.checkpoint.keep_last is 1: the only checkpoint would be replaced while the next is "
+                "written; use 2 or more"
+            )
+        return self
+
+
+class FinetuneConfig(Section):
+    """One fine-tuning: objective, batch, optimizer, engine."""
+
+    recipe: Literal["end_to_end", "contrastive"] = "end_to_end"
+    """``end_to_end``: encoder and head, cross-entropy. ``contrastive``: both towers on image-caption pairs."""
+
+    epochs: PositiveFloat = 10
+    """Passes over the training set; the last batch of the last epoch is filled from the next one."""
+
+    global_batch_size: PositiveInt = 512
+    """Samples an optimizer step, over all ranks."""
+
+    micro_batch_size: PositiveInt | None = None
+    """Samples a forward pass on one rank; gradients are accumulated to the global batch. Left out: all at once."""
+
+    zero_stage: Literal[1, 2, 3] = 1
+    """What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 parameters too."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of forward and backward; masters and moments are fp32."""
+
+    gradient_clipping: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 for none."""
+
+    label_smoothing: Fraction = 0.0
+    """Mass spread over the other classes in the cross-entropy."""
+
+    log_every: PositiveInt = 10
+    """Optimizer steps between two lines of metrics."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer settings."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning-rate schedule."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving and keeping."""
+
+
+class MergeConfig(Section):
+    """Which ensembles are written."""
+
+    alphas: Alphas = tuple(index / 10 for index in range(11))
+    """Mixing coefficients, as a list or as ``first:last:step``."""
+
+    method: Literal["wise"] = "wise"
+    """``wise``: theta_alpha = (1 - alpha) theta_0 + alpha theta_1."""
+
+    dtype: Precision = "fp32"
+    """Of the written weights. The arithmetic is fp32, rounded once."""
+
+
+class EvaluateConfig(Section):
+    """How ensembles are scored."""
+
+    batch_size: PositiveInt = 256
+    """Images a forward pass."""
+
+    workers: NonNegativeInt = 2
+    """Decoding processes a dataset."""
+
+    precision: Precision = "fp32"
+    """Of the forward pass. Ensembles are interpolated in fp32 and rounded once."""
+
+    cache_images: PositiveInt = 2048
+    """Images kept on the device while every alpha is scored on them (224 px in fp32: 0.6 MB each)."""
+
+
+class WandbConfig(Section):
+    """Mirroring of ``events.jsonl`` to Weights & Biases. The key comes from the environment, never from here."""
+
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """Left out: online where an API key is set, else offline."""
+
+    project: str = "wiseft"
+    """W&B project."""
+
+    entity: str | None = None
+    """W&B user or team."""
+
+
+class DistributedConfig(Section):
+    """The process group of fine-tuning."""
+
+    timeout_minutes: PositiveFloat = 30.0
+    """A collective that takes longer ends the job."""
+
+
+class Resources(Section):
+    """What one job of a stage asks for."""
+
+    nodes: PositiveInt = 1
+    """Machines."""
+
+    tasks_per_node: PositiveInt = 1
+    """Processes a machine; for fine-tuning usually one a GPU."""
+
+    gpus_per_node: NonNegativeInt = 0
+    """GPUs a machine."""
+
+    cpus_per_task: PositiveInt | None = None
+    """CPU cores a process. Left out: the machine's cores divided by its processes (local), 1 (Slurm)."""
+
+    mem_gb: PositiveFloat | None = None
+    """Memory a machine."""
+
+    timeout_minutes: PositiveInt = 24 * 60
+    """Wall time after which the job is stopped."""
+
+    partition: str | None = None
+    """Slurm partition."""
+
+    account: str | None = None
+    """Slurm account."""
+
+    qos: str | None = None
+    """Slurm quality of service."""
+
+    constraint: str | None = None
+    """Slurm node features."""
+
+    setup: tuple[str, ...] = ()
+    """Shell lines that run in the job before Python."""
+
+    max_parallel: PositiveInt = 64
+    """Jobs of an array that run at the same time."""
+
+    extra: dict[str, str | int] = {}
+    """Further ``sbatch`` options, by their long names."""
+
+    @property
+    def num_tasks(self) -> int:
+        """Processes of the whole job: the world size."""
+        return self.nodes * self.tasks_per_node
+
+
+class LaunchConfig(Section):
+    """Where the stages' processes live."""
+
+    executor: Literal["local", "slurm"] = "local"
+    """``local``: submitit's processes on this machine. ``slurm``: jobs chained by dependencies."""
+
+    finetune: Resources = Resources()
+    """Resources of the fine-tuning job."""
+
+    merge: Resources = Resources()
+    """Resources of the merge job."""
+
+    evaluate: Resources = Resources()
+    """Resources of each dataset's evaluation job."""
+
+    report: Resources = Resources()
+    """Resources of the report job."""
+
+
+class RunConfig(Section):
+    """Everything a run needs to know; written resolved to ``RUN/config.yaml``."""
+
+    output: str
+    """The run directory."""
+
+    seed: Seed = 0
+    """Seed of every source of randomness."""
+
+    model: ModelConfig
+    """The zero-shot model."""
+
+    data: DataConfig
+    """Shards and classes."""
+
+    finetune: FinetuneConfig = FinetuneConfig()
+    """From theta_0 to theta_1."""
+
+    merge: MergeConfig = MergeConfig()
+    """From theta_0 and theta_1 to the ensembles."""
+
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """From ensembles to accuracies."""
+
+    wandb: WandbConfig = WandbConfig()
+    """Tracking."""
+
+    distributed: DistributedConfig = DistributedConfig()
+    """Process group."""
+
+    launch: LaunchConfig = LaunchConfig()
+    """Executor and resources."""
+
+    @model_validator(mode="after")
+    def _a_head_to_evaluate(self) -> Self:
+        if self.finetune.recipe == "contrastive" and self.data.reference:
+            raise ValueError(
+                "data.reference needs a classification head, which finetune.recipe=contrastive does not train: "
+                "leave it out here and fine-tune from this run's merge/alpha_1.00"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_one_process_can_do(self) -> Self:
+        for stage in ("merge", "evaluate", "report"):
+            tasks = getattr(self.launch, stage).num_tasks
+            if tasks > 1:
+                raise ValueError(f"launch.{stage} asks for {tasks} processes: this stage runs in one a job")
+        return self

@@ -1,0 +1,1 @@
+"""From shards to batches: manifest, order, reading, decoding, transforms, loading, packing."""

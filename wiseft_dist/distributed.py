@@ -1,0 +1,143 @@
+"""Ranks, the process group, and what this process may use of its machine.
+
+The same stage runs under submitit's local executor, Slurm (submitit, srun) and torchrun; who started it is found
+out here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from wiseft_dist.errors import RunError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the processes of its job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+
+def discover_ranks() -> Ranks:
+    """Find out from the environment how this process was started.
+
+    Raises:
+        RunError: if Slurm's host list cannot be expanded.
+    """
+    environment = os.environ
+    if "RANK" in environment and "MASTER_PORT" in environment:  # torchrun
+        return Ranks(
+            rank=int(environment["RANK"]),
+            world_size=int(environment["WORLD_SIZE"]),
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+            master_address=environment["MASTER_ADDR"],
+            master_port=int(environment["MASTER_PORT"]),
+        )
+    if environment.get("SUBMITIT_EXECUTOR") == "local":
+        tasks = int(environment["SUBMITIT_LOCAL_NTASKS"])
+        rank = int(environment["SUBMITIT_LOCAL_GLOBALID"])
+        port = _port(environment["SUBMITIT_LOCAL_JOB_ID"])
+        return Ranks(rank, tasks, rank, tasks, "127.0.0.1", port)
+    if "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        return Ranks(
+            rank=int(environment["SLURM_PROCID"]),
+            world_size=int(environment["SLURM_NTASKS"]),
+            local_rank=int(environment["SLURM_LOCALID"]),
+            local_world_size=int(environment["SLURM_NTASKS"]) // int(environment["SLURM_NNODES"]),
+            master_address=_first_host(environment["SLURM_JOB_NODELIST"]),
+            master_port=_port(environment["SLURM_JOB_ID"] + environment.get("SLURM_RESTART_COUNT", "")),
+        )
+    return Ranks(master_port=_port(str(os.getpid())))
+
+
+def _port(job_id: str) -> int:
+    """A port that every rank of a job computes alike and two jobs on a machine rarely share."""
+    return random.Random(job_id).randint(20_000, 32_000)  # below the range that the kernel hands out
+
+
+def _first_host(node_list: str) -> str:
+    command = ["scontrol", "show", "hostnames", node_list]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise RunError(f"`{' '.join(command)}` does not name this job's first node: {error}") from error
+
+
+def device_of(ranks: Ranks) -> torch.device:
+    """The GPU of this rank, or the CPU. Where Slurm shows each task one GPU, that one is number 0."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+
+
+def use_cores(num_processes: int) -> None:
+    """Give this process its share of the cores it may run on, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("WISEFT_CPUS_PER_TASK")
+    torch.set_num_threads(int(allotted) if allotted else max(1, len(os.sched_getaffinity(0)) // num_processes))
+
+
+@contextmanager
+def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
+    """Join the job's process group (nccl on GPUs, gloo on CPUs) and leave it at the end.
+
+    The variables that DeepSpeed looks for are exported, so that it never goes looking for MPI.
+
+    Raises:
+        RunError: if the group does not come together.
+    """
+    os.environ.update(
+        RANK=str(ranks.rank),
+        WORLD_SIZE=str(ranks.world_size),
+        LOCAL_RANK=str(ranks.local_rank),
+        MASTER_ADDR=ranks.master_address,
+        MASTER_PORT=str(ranks.master_port),
+    )
+    device = device_of(ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise RunError(
+            f"rank {ranks.rank} of {ranks.world_size} could not join the process group at "
+            f"{ranks.master_address}:{ranks.master_port}: {error}"
+        ) from error
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast_from_main(value: bool | float | None) -> bool | float | None:
+    """Rank 0's value, on every rank: for decisions that depend on clocks or the file system."""
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

@@ -1,0 +1,45 @@
+"""The choice of alpha, without looking at the shifts; and the choices that do look, labelled as such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+FIXED_ALPHA = 0.5
+"""Recommended where nothing may be tuned: within 0.4 pp of the best (arXiv 2109.01903, section 5)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An alpha and how it came about."""
+
+    name: str
+    alpha: float
+    uses_shifts: bool
+    """Whether the test sets of the shifts were looked at: then it is a bound, not a result."""
+
+
+def choose_alphas(
+    id_val: Mapping[float, float], reference: Mapping[float, float], shifts: Mapping[float, float]
+) -> list[Choice]:
+    """The alphas worth naming, from accuracy by alpha.
+
+    Args:
+        id_val: On the held-out piece of the training set; empty where nothing was held out.
+        reference: On the reference test set.
+        shifts: Averaged over the shifts; empty where there are none.
+    """
+    choices = [Choice("fixed", FIXED_ALPHA, uses_shifts=False)] if FIXED_ALPHA in reference else []
+    if id_val:
+        choices.append(Choice("id_val", best_alpha(id_val), uses_shifts=False))
+    if shifts:
+        average = {alpha: (reference[alpha] + shifts[alpha]) / 2 for alpha in shifts}
+        choices.append(Choice("oracle", best_alpha(average), uses_shifts=True))
+    return choices
+
+
+def best_alpha(accuracies: Mapping[float, float]) -> float:
+    """The alpha of the highest accuracy; among equals the one nearest to the fixed choice."""
+    highest = max(accuracies.values())
+    best = [alpha for alpha, accuracy in accuracies.items() if accuracy == highest]
+    return min(best, key=lambda alpha: (abs(alpha - FIXED_ALPHA), alpha))

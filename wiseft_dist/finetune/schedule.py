@@ -1,0 +1,26 @@
+"""How many steps there are, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from wiseft_dist.config import RunConfig, ScheduleConfig
+
+
+def learning_rate(step: int, *, peak: float, total_steps: int, schedule: ScheduleConfig) -> float:
+    """The learning rate of the update that makes step ``step + 1``.
+
+    Linear warm-up over ``warmup_steps``, then the schedule's shape (arXiv 2109.01903, appendix D: cosine to zero).
+    """
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.name == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def total_steps(config: RunConfig, num_samples: int) -> int:
+    """Optimizer steps that show every sample ``epochs`` times; the last batch is filled from the next epoch."""
+    return math.ceil(config.finetune.epochs * num_samples / config.finetune.global_batch_size)

@@ -1,0 +1,1 @@
+"""Where a stage's processes live: on this machine or on Slurm, both through submitit."""

@@ -1,0 +1,219 @@
+"""Submitting a step's jobs: submitit's local executor, or Slurm with dependencies between steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import submitit
+
+from wiseft_dist.config import Resources, RunConfig
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.launch.job import StageJob
+from wiseft_dist.pipeline import Job
+from wiseft_dist.run import Run
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was handed to an executor."""
+
+    job: Job
+    handle: Any
+
+    @property
+    def job_id(self) -> str:
+        """The executor's name for it."""
+        return str(self.handle.job_id)
+
+    def log(self) -> Path:
+        """What the job's first process prints."""
+        return Path(self.handle.paths.stdout)
+
+
+class Executor(Protocol):
+    """Where jobs run."""
+
+    max_parallel: int
+    """Jobs of a step that should be submitted before others have ended."""
+    chains: bool
+    """Whether a step can be submitted before the step it waits for has ended."""
+
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
+        """Hand over jobs of one step, to start when those of ``after`` have succeeded."""
+
+    def active(self, submitted: Sequence[Submitted]) -> set[str]:
+        """The ids of those that are waiting or running."""
+
+    def cancel(self, submitted: Sequence[Submitted]) -> None:
+        """Stop them."""
+
+
+def make_executor(config: RunConfig, run: Run) -> Executor:
+    """The executor that ``launch.executor`` names."""
+    return SlurmExecutor(run) if config.launch.executor == "slurm" else LocalExecutor(run)
+
+
+class LocalExecutor:
+    """Processes on this machine, through the same submitit path that a cluster uses."""
+
+    chains = False
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._cores = len(os.sched_getaffinity(0))
+        self.max_parallel = self._cores
+
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
+        """Start the jobs at once; ``after`` has ended already."""
+        submitted = []
+        for job in jobs:
+            resources = job.resources
+            if resources.nodes > 1:
+                raise UserError(
+                    f"launch.{job.stage}.nodes is {resources.nodes}, and launch.executor=local has one machine: "
+                    "use tasks_per_node, or launch.executor=slurm."
+                )
+            executor = submitit.LocalExecutor(_folder(self._run, job.stage))
+            executor.update_parameters(
+                tasks_per_node=resources.tasks_per_node,
+                gpus_per_node=resources.gpus_per_node,
+                timeout_min=resources.timeout_minutes,
+                stderr_to_stdout=True,
+                setup=list(resources.setup),
+            )
+            with _environment(self._cores_of(job, len(jobs))):
+                handle = executor.submit(StageJob(self._run, job.stage, job.dataset))
+            submitted.append(Submitted(job, handle))
+        return submitted
+
+    def active(self, submitted: Sequence[Submitted]) -> set[str]:
+        """Those whose processes live."""
+        return {item.job_id for item in submitted if not item.handle.done()}
+
+    def cancel(self, submitted: Sequence[Submitted]) -> None:
+        """Interrupt their processes."""
+        for item in submitted:
+            item.handle.cancel()
+
+    def _cores_of(self, job: Job, num_jobs: int) -> int:
+        """Cores of one process: as configured, else the machine's divided by all processes that run now."""
+        share = self._cores // (job.resources.tasks_per_node * min(num_jobs, self.max_parallel))
+        return job.resources.cpus_per_task or max(1, share)
+
+
+class SlurmExecutor:
+    """Slurm jobs; the jobs of a step are one array, steps are chained by ``afterok``."""
+
+    chains = True
+    max_parallel = 100_000
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
+        """Submit the jobs; Slurm removes them should one of ``after`` fail."""
+        stage, resources = jobs[0].stage, jobs[0].resources
+        try:
+            executor = submitit.SlurmExecutor(_folder(self._run, stage))
+        except RuntimeError as error:
+            raise UserError(
+                "launch.executor is slurm, but there is no `srun` here: use launch.executor=local."
+            ) from error
+        executor.update_parameters(**_slurm_parameters(self._run, stage, resources, after))
+        calls = [StageJob(self._run, job.stage, job.dataset) for job in jobs]
+        try:
+            if len(calls) == 1:
+                handles = [executor.submit(calls[0])]
+            else:
+                with executor.batch():
+                    handles = [executor.submit(call) for call in calls]
+        except submitit.core.utils.FailedJobError as error:
+            raise RunError(f"Slurm refused the {stage} job: {_last_line(str(error))}") from error
+        return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
+
+    def active(self, submitted: Sequence[Submitted]) -> set[str]:
+        """Those that squeue knows as waiting or running."""
+        if not submitted:
+            return set()
+        return active_ids([item.job_id for item in submitted])
+
+    def cancel(self, submitted: Sequence[Submitted]) -> None:
+        """Remove them from the queue."""
+        subprocess.run(["scancel", *(item.job_id for item in submitted)], check=False)
+
+
+def active_ids(job_ids: Sequence[str]) -> set[str]:
+    """Which Slurm jobs are waiting or running; ``123_4`` names a task of an array.
+
+    Raises:
+        RunError: if squeue does not answer.
+    """
+    command = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        "--format=%i|%T",
+        "--user",
+        str(os.getuid()),
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RunError(f"squeue does not answer: {_last_line(answer.stderr)}")
+    states = dict(line.split("|") for line in answer.stdout.split())
+    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
+    return {job_id for job_id in job_ids if job_id in states and states[job_id] not in ended}
+
+
+def _slurm_parameters(run: Run, stage: str, resources: Resources, after: Sequence[Submitted]) -> dict[str, Any]:
+    additional: dict[str, Any] = {name.replace("_", "-"): value for name, value in resources.extra.items()}
+    if after:
+        ids = sorted({item.job_id.split("_")[0] for item in after})
+        additional |= {"dependency": "afterok:" + ":".join(ids), "kill-on-invalid-dep": "yes"}
+    parameters = {
+        "job_name": f"{run.path.name}-{stage}",
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
+        "cpus_per_task": resources.cpus_per_task or 1,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "mem": f"{round(resources.mem_gb * 1024)}M" if resources.mem_gb else None,
+        "time": resources.timeout_minutes,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "setup": list(resources.setup) or None,
+        "array_parallelism": resources.max_parallel,
+        "stderr_to_stdout": True,
+        "additional_parameters": additional,
+    }
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _folder(run: Run, stage: str) -> Path:
+    return run.jobs / stage
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+@contextmanager
+def _environment(cores: int) -> Iterator[None]:
+    """What a local job inherits: its share of the cores, and no rank of a surrounding job."""
+    before = dict(os.environ)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ["WISEFT_CPUS_PER_TASK"] = str(cores)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

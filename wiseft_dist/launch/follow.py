@@ -1,0 +1,178 @@
+"""Submitting what is left of a run and watching it; what a job's end means is read from disk, not from its state."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.launch.executors import Executor, Submitted, active_ids, make_executor
+from wiseft_dist.pipeline import Job, Step, is_finished, remaining
+from wiseft_dist.progress import Bar, progress_bar
+from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.tracking import read_events
+
+POLL_SECONDS = 0.5
+VISIBLE_SECONDS = 20.0
+"""How long a shared file system may take to show what an ended job has written."""
+LOG_TAIL_LINES = 15
+
+
+def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
+    """Submit what is not committed yet and, unless detached, follow it to its end.
+
+    Raises:
+        UserError: if another process is running this run already.
+        RunError: if a job ends without its output, with its own words.
+    """
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    with _only_one(run):
+        executor = make_executor(config, run)
+        if executor.chains:
+            submitted = _submit_chain(config, run, executor)
+            if not detach:
+                _follow_chain(config, run, executor, submitted)
+        else:
+            for step in remaining(config, run):
+                _run_step(config, run, executor, step)
+
+
+@contextmanager
+def _only_one(run: Run) -> Iterator[None]:
+    """Hold the run's lock; it goes with the process, however that ends."""
+    with (run.jobs / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run.path}: another `wiseft run` is at work on this run; nothing was started.") from None
+        yield
+
+
+def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> None:
+    """Run the jobs of a step, as many side by side as the machine allows."""
+    watch = _Watch(config, run, executor)
+    waiting = list(step.jobs)
+    limit = min(executor.max_parallel, waiting[0].resources.max_parallel)
+    with watch.stages([step]):
+        try:
+            while waiting or watch.open:
+                while waiting and len(watch.open) < limit:
+                    watch.add(executor.submit([waiting.pop(0)], after=[]))
+                watch.poll()
+        except BaseException:
+            executor.cancel(watch.open)
+            raise
+
+
+def _submit_chain(config: RunConfig, run: Run, executor: Executor) -> list[Submitted]:
+    """Submit every step at once, each after the one before; jobs of an earlier call that still live are left alone."""
+    steps = remaining(config, run)
+    ledger = run.jobs / "submitted.json"
+    earlier: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    alive = active_ids(list(earlier.values())) if earlier else set()
+    if alive:
+        names = ", ".join(f"{name} ({job_id})" for name, job_id in earlier.items() if job_id in alive)
+        raise UserError(f"{run.path}: jobs of this run are in the queue already: {names}; nothing was started.")
+    submitted: list[Submitted] = []
+    last: list[Submitted] = []
+    for step in steps:
+        last = executor.submit(step.jobs, after=last)
+        submitted += last
+        write_atomically(ledger, json.dumps({item.job.name: item.job_id for item in submitted}, indent=1))
+        _say(f"{step.stage}: submitted as {', '.join(item.job_id for item in last)}")
+    return submitted
+
+
+def _follow_chain(config: RunConfig, run: Run, executor: Executor, submitted: Sequence[Submitted]) -> None:
+    watch = _Watch(config, run, executor)
+    watch.add(submitted)
+    with watch.stages(remaining(config, run)):
+        while watch.open:
+            watch.poll()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class _Watch:
+    """Jobs under way: reports progress, and raises when one ends without its output."""
+
+    config: RunConfig
+    run: Run
+    executor: Executor
+    open: list[Submitted] = field(default_factory=list)
+    _started: dict[str, float] = field(default_factory=dict)
+    _bar: Bar = field(default_factory=lambda: Bar(None, None))
+
+    @contextmanager
+    def stages(self, steps: Sequence[Step]) -> Iterator[None]:
+        """Show a bar over the jobs of these steps while they are watched."""
+        num_jobs = sum(len(step.jobs) for step in steps)
+        with progress_bar(" → ".join(step.stage for step in steps), total=num_jobs, unit="jobs") as bar:
+            self._bar = bar
+            yield
+
+    def add(self, submitted: Sequence[Submitted]) -> None:
+        """Watch these too."""
+        self.open += submitted
+        self._started |= {item.job.name: time.monotonic() for item in submitted}
+
+    def poll(self) -> None:
+        """Look once at every job, then rest."""
+        active = self.executor.active(self.open)
+        for item in [item for item in self.open if item.job_id not in active]:
+            self._settle(item)
+            self.open.remove(item)
+            self._bar.advance()
+            seconds = time.monotonic() - self._started[item.job.name]
+            _say(f"{item.job.name}: done ({seconds:.0f} s)")
+        self._bar.update(note=_latest(self.run))
+        if self.open:
+            time.sleep(POLL_SECONDS)
+
+    def _settle(self, item: Submitted) -> None:
+        """A job has ended: its output must be there, soon."""
+        patience = VISIBLE_SECONDS if self.executor.chains else 0.0
+        deadline = time.monotonic() + patience
+        while not is_finished(self.config, self.run, item.job):
+            reason = _failure(self.run, item.job)
+            if reason is not None or time.monotonic() > deadline:
+                raise RunError(_last_words(item, reason))
+            time.sleep(POLL_SECONDS)
+
+
+def _latest(run: Run) -> str:
+    """The newest metrics of fine-tuning, for the bar."""
+    metrics = [event for event in read_events(run)[-50:] if event["event"] == "metrics" and "loss" in event]
+    return f"step {metrics[-1]['step']}, loss {metrics[-1]['loss']:.3f}" if metrics else ""
+
+
+def _failure(run: Run, job: Job) -> dict[str, Any] | None:
+    """The newest event of the job, if it tells of a failure."""
+    events = [e for e in read_events(run) if e["stage"] == job.stage and e.get("dataset") in (None, job.dataset)]
+    ended = [event for event in events if event["event"] in ("failed", "started")]
+    return ended[-1] if ended and ended[-1]["event"] == "failed" else None
+
+
+def _last_words(item: Submitted, failure: dict[str, Any] | None) -> str:
+    if failure is not None and failure["kind"] in ("UserError", "RunError"):
+        return f"{item.job.name} failed: {failure['error']}"
+    reason = f" ({failure['kind']}: {failure['error']})" if failure else ""
+    return f"{item.job.name} (job {item.job_id}) ended without its result{reason}.\n{_tail(item.log())}"
+
+
+def _tail(log: Path) -> str:
+    if not log.is_file():
+        return f"It left no log at {log}: it never started."
+    lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+    return "\n".join([f"The end of {log}:", *(f"  {line}" for line in lines)])

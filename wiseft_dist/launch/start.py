@@ -1,0 +1,108 @@
+"""What `wiseft run` and `wiseft plan` do: check everything that can be checked, then hand over to the executor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from wiseft_dist import storage
+from wiseft_dist.config import RunConfig, batch_arithmetic
+from wiseft_dist.data.stage import ID_VAL, index, index_all
+from wiseft_dist.launch.follow import run_pipeline
+from wiseft_dist.pipeline import describe, plan, remaining
+from wiseft_dist.run import Run, open_run
+
+
+def start(config: RunConfig, *, detach: bool = False) -> Run:
+    """Check a configuration, open its run, submit what is missing, follow it and print the table.
+
+    Raises:
+        UserError: before anything is submitted, for every mistake that can be seen by then.
+        RunError: if a job fails.
+    """
+    config = resolve_paths(config)
+    batch_arithmetic(config, config.launch.finetune.num_tasks)
+    run = open_run(config)
+    index(config, run)
+    if detach and config.launch.executor == "local":
+        _start_in_background(run)
+        return run
+    run_pipeline(config, run, detach=detach)
+    if not detach:
+        print_summary(run)
+    return run
+
+
+def preview(config: RunConfig) -> dict[str, Any]:
+    """The arithmetic of a run and the jobs that are left, without writing anything."""
+    config = resolve_paths(config)
+    manifests = index_all(config)
+    described = describe(config, manifests)
+    run = Run(Path(config.output))
+    names = list(config.data.evaluated)
+    if names and described["held_out_samples"]:
+        names.append(ID_VAL)
+    steps = remaining(config, run) if run.manifests.is_dir() else plan(config, names)
+    described["jobs"] = [
+        {"name": job.name} | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
+        for step in steps
+        for job in step.jobs
+    ]
+    return described
+
+
+def print_summary(run: Run) -> None:
+    """The table that ends a run, or where its weights are if nothing was evaluated."""
+    from rich.console import Console
+
+    config = run.load_config()
+    console = Console(soft_wrap=True)
+    if not config.data.reference:
+        console.print(f"Weights: {run.merged}", highlight=False)
+        return
+    from wiseft_dist.report.results import gather
+    from wiseft_dist.report.table import summary_table
+
+    console.print(summary_table(gather(config, run)))
+    console.print(f"Results: {run.results_file}\nReport:  {run.report / 'index.html'}", highlight=False)
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """The configuration with paths that do not depend on the working directory."""
+    data = config.data
+    local = {
+        "classnames": data.classnames and storage.absolute(data.classnames),
+        "templates": data.templates and storage.absolute(data.templates),
+        "train": storage.absolute(data.train),
+        "reference": {name: storage.absolute(url) for name, url in data.reference.items()},
+        "shifts": {name: storage.absolute(url) for name, url in data.shifts.items()},
+    }
+    model = {key: _if_local(value) for key, value in config.model.model_dump().items()}
+    return config.model_copy(
+        update={
+            "output": str(Path(config.output).expanduser().absolute()),
+            "data": data.model_copy(update=local),
+            "model": config.model.model_copy(update=model),
+        }
+    )
+
+
+def _if_local(name: str | None) -> str | None:
+    """Names and tags stay as they are; what exists as a file or folder becomes absolute."""
+    if name is None:
+        return None
+    path = Path(name.removeprefix("local-dir:")).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
+def _start_in_background(run: Run) -> None:
+    """Follow the run from a process of its own, which survives this terminal."""
+    log = run.path / "run.log"
+    command = [sys.executable, "-m", "wiseft_dist", "run", str(run.config_file)]
+    with log.open("a") as handle:
+        process = subprocess.Popen(
+            command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    print(f"The run goes on in process {process.pid}; it writes to {log}.")

@@ -1,0 +1,111 @@
+"""The merge stage: one model for each alpha that is not committed yet, straight from DeepSpeed's shards."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import wiseft_dist
+from wiseft_dist.config import MergeConfig, RunConfig
+from wiseft_dist.errors import UserError
+from wiseft_dist.merge.pairing import Pair, pair
+from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.merge.writer import DTYPES, write_ensembles
+from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE
+from wiseft_dist.run import Run, alpha_name, commit_digest, committing, read_commit, sha256_file
+from wiseft_dist.tracking import tracking
+
+PROVENANCE_FILE = "model.json"
+
+
+def merge(config: RunConfig, run: Run) -> None:
+    """Write one model for each alpha that is not committed yet."""
+    missing = run.missing_ensembles(config.merge.alphas)
+    if not missing:
+        return
+    checkpoint = run.finished_checkpoint()
+    trained = read_commit(checkpoint)["trained"]
+    sources = {
+        role: {"path": str(folder), "digest": commit_digest(folder)}
+        for role, folder in (("zero_shot", run.zero_shot), ("finetuned", checkpoint))
+    }
+    with (
+        tracking(config, run, "merge") as tracker,
+        open_weights(run.zero_shot) as zero_shot,
+        open_weights(checkpoint) as finetuned,
+    ):
+        tracker.event("started", alphas=missing)
+        left_out = [name for name in zero_shot if name not in trained]
+        models = pair(zero_shot, finetuned, carry=left_out)
+        folders = {alpha: run.ensemble(alpha) for alpha in missing}
+        _write(
+            models,
+            folders,
+            method=config.merge.method,
+            dtype=config.merge.dtype,
+            sources=sources,
+            side=run.zero_shot,
+        )
+        tracker.event("finished", alphas=missing)
+
+
+def merge_files(
+    zero_shot: Path, finetuned: Path, output: Path, settings: MergeConfig, *, carry: Sequence[str] = ()
+) -> list[Path]:
+    """Merge two checkpoints of any kind, without a run.
+
+    Returns:
+        The folders written, one for each alpha.
+
+    Raises:
+        UserError: if a model is unreadable, they do not fit together, or an output is there already.
+    """
+    folders = {alpha: output / alpha_name(alpha) for alpha in settings.alphas}
+    taken = [folder for folder in folders.values() if folder.exists()]
+    if taken:
+        raise UserError(f"{taken[0]}: is there already. Choose another --output, or delete it.")
+    with open_weights(zero_shot) as first, open_weights(finetuned) as second:
+        models = pair(first, second, carry=carry)
+        sources = {
+            role: {
+                "path": str(weights.source),
+                "sha256": {file.name: sha256_file(file) for file in weights.files()},
+            }
+            for role, weights in (("zero_shot", first), ("finetuned", second))
+        }
+        side = zero_shot if zero_shot.is_dir() else zero_shot.parent
+        _write(models, folders, method=settings.method, dtype=settings.dtype, sources=sources, side=side)
+    return list(folders.values())
+
+
+def _write(
+    models: Pair, folders: dict[float, Path], *, method: str, dtype: str, sources: dict[str, Any], side: Path
+) -> None:
+    """Write all ensembles aside in one pass, then commit each."""
+    with ExitStack() as stack:
+        aside = {
+            alpha: stack.enter_context(committing(folder, alpha=alpha, method=method, dtype=dtype))
+            for alpha, folder in folders.items()
+        }
+        write_ensembles(models, aside, dtype=DTYPES[dtype])
+        for alpha, folder in aside.items():
+            for name in (CONFIG_FILE, CLASSES_FILE):
+                if (side / name).is_file():
+                    shutil.copyfile(side / name, folder / name)
+            provenance = {
+                "method": method,
+                "alpha": alpha,
+                "dtype": dtype,
+                "arithmetic": "fp32, rounded once; integers and masks from the zero-shot model",
+                "carried_from_zero_shot": sorted(models.carried),
+                "device": f"cpu ({platform.machine()})",
+                "sources": sources,
+                "versions": {"wiseft_dist": wiseft_dist.__version__, "torch": version("torch")},
+            }
+            (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=1))

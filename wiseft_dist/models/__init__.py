@@ -1,0 +1,1 @@
+"""open_clip models in and out, zero-shot heads, and the classifier that is fine-tuned."""

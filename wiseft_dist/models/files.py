@@ -1,0 +1,12 @@
+"""Names of the files in a model folder. Importing them costs nothing."""
+
+CONFIG_FILE = "open_clip_config.json"
+"""Architecture and preprocessing, as open_clip reads them."""
+WEIGHTS_FILE = "open_clip_model.safetensors"
+"""open_clip's weights, under the name that it looks for first."""
+HEAD_FILE = "head.safetensors"
+"""The classification head; apart, so that the weights stay open_clip's own."""
+CLASSES_FILE = "classes.json"
+"""What the head's rows mean, and the prompts they came from."""
+HEAD_PREFIX = "head."
+"""Of the head's tensors among all tensors of a classifier."""

@@ -1,0 +1,1 @@
+"""The whole road on pictures that it draws itself: no data, no network, no GPU."""

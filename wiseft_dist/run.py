@@ -1,0 +1,276 @@
+"""A run is a directory. This file knows its layout, and how something written there becomes trusted.
+
+Everything that a later step relies on is committed: written aside, synced, described by a ``COMMITTED.json`` with
+every file's size and SHA-256, and renamed into place. What is not committed does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wiseft_dist.config import RunConfig, dump_config, load_config
+from wiseft_dist.errors import RunError, UserError
+
+COMMIT_FILE = "COMMITTED.json"
+IDENTITY = (
+    "seed",
+    "model",
+    *(f"data.{name}" for name in ("train", "classnames", "templates", "id_val_fraction")),
+    *(f"data.{name}" for name in ("crop_scale", "lanes", "block_shards")),
+    "finetune",
+    "merge.method",
+    "merge.dtype",
+)
+"""Settings that decide what the weights are: a run directory belongs to one value of each."""
+FREE = ("finetune.log_every", "finetune.checkpoint.")
+"""Settings inside those sections that do not, and may change between two sessions."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of a run directory."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def events_file(self) -> Path:
+        """Every metric and state change, one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def manifests(self) -> Path:
+        """Manifests of the training shards and of every test set."""
+        return self.path / "shards"
+
+    @property
+    def zero_shot(self) -> Path:
+        """theta_0: open_clip weights, configuration and the head."""
+        return self.path / "zero_shot"
+
+    @property
+    def checkpoints(self) -> Path:
+        """DeepSpeed's sharded training state, one folder a saved step."""
+        return self.path / "finetune" / "checkpoints"
+
+    @property
+    def merged(self) -> Path:
+        """Written ensembles."""
+        return self.path / "merge"
+
+    @property
+    def cells(self) -> Path:
+        """Per-sample predictions and metrics."""
+        return self.path / "evaluate" / "cells"
+
+    @property
+    def report(self) -> Path:
+        """Results, curve and page."""
+        return self.path / "report"
+
+    @property
+    def results_file(self) -> Path:
+        """Accuracy of every alpha on every dataset."""
+        return self.report / "results.csv"
+
+    @property
+    def selection_file(self) -> Path:
+        """The chosen alphas and how they were chosen."""
+        return self.report / "selection.json"
+
+    @property
+    def jobs(self) -> Path:
+        """Submitit's folder."""
+        return self.path / "jobs"
+
+    def ensemble(self, alpha: float) -> Path:
+        """The folder of one written ensemble."""
+        return self.merged / alpha_name(alpha)
+
+    def missing_ensembles(self, alphas: Iterable[float]) -> list[float]:
+        """The alphas whose ensemble is not committed yet."""
+        return [alpha for alpha in alphas if not is_committed(self.ensemble(alpha))]
+
+    def load_config(self) -> RunConfig:
+        """The run's resolved configuration.
+
+        Raises:
+            UserError: if the directory is not a run.
+        """
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml. Start one with `wiseft run`.")
+        return load_config(self.config_file)
+
+    def final_checkpoint(self) -> Path | None:
+        """The committed checkpoint of the last step, if fine-tuning is finished."""
+        newest = newest_checkpoint(self)
+        return newest if newest is not None and read_commit(newest)["final"] else None
+
+    def finished_checkpoint(self) -> Path:
+        """The last checkpoint.
+
+        Raises:
+            RunError: if fine-tuning has not finished.
+        """
+        checkpoint = self.final_checkpoint()
+        if checkpoint is None:
+            raise RunError(f"{self.path}: fine-tuning has not finished. Run `wiseft finetune {self.path}` first.")
+        return checkpoint
+
+
+def alpha_name(alpha: float) -> str:
+    """``alpha_0.50``; more digits only where two do not tell alphas apart."""
+    two_digits = f"{alpha:.2f}"
+    return f"alpha_{two_digits if float(two_digits) == alpha else repr(float(alpha))}"
+
+
+def open_run(config: RunConfig) -> Run:
+    """Create or reopen the run directory of a configuration and write the configuration to it.
+
+    Raises:
+        UserError: if the directory holds another run, naming the settings that differ, or other files.
+    """
+    run = Run(Path(config.output).absolute())
+    if run.config_file.is_file():
+        _refuse_another_run(run, config)
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise UserError(f"output: {run.path} holds other files and no run. Choose a new or an empty directory.")
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.config_file, dump_config(config))
+    return run
+
+
+def _refuse_another_run(run: Run, config: RunConfig) -> None:
+    before, now = run.load_config().model_dump(mode="json"), config.model_dump(mode="json")
+    differing = [
+        f"{key} is {_at(now, key)!r} here and {_at(before, key)!r} there"
+        for section in IDENTITY
+        for key in _leaves(_at(now, section), section)
+        if not key.startswith(FREE) and _at(now, key) != _at(before, key)
+    ]
+    if differing:
+        raise UserError(
+            f"output: {run.path} is the directory of another run: {'; '.join(differing)}. "
+            "Choose another output, or put the settings back."
+        )
+
+
+def _at(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _leaves(tree: Any, prefix: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    return [leaf for name, value in tree.items() for leaf in _leaves(value, f"{prefix}.{name}")]
+
+
+def newest_checkpoint(run: Run) -> Path | None:
+    """The committed checkpoint with the most steps."""
+    committed = committed_checkpoints(run)
+    return committed[-1] if committed else None
+
+
+def committed_checkpoints(run: Run) -> list[Path]:
+    """Committed checkpoints by rising step."""
+    folders = run.checkpoints.glob("step_*") if run.checkpoints.is_dir() else iter(())
+    return sorted(filter(is_committed, folders), key=lambda folder: int(folder.name.removeprefix("step_")))
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether the folder was committed and its files still have their sizes."""
+    try:
+        files = read_commit(folder)["files"]
+    except (OSError, ValueError):
+        return False
+    return all(_size(folder / name) == entry["bytes"] for name, entry in files.items())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def read_commit(folder: Path) -> dict[str, Any]:
+    """The folder's commit record: ``files`` with sizes and SHA-256, and what the writer added."""
+    record: dict[str, Any] = json.loads((folder / COMMIT_FILE).read_text())
+    return record
+
+
+def commit_digest(folder: Path) -> str:
+    """One hash for the content of a committed folder, from the files' own hashes."""
+    files = read_commit(folder)["files"]
+    return digest([[name, files[name]["sha256"]] for name in sorted(files)])
+
+
+@contextmanager
+def committing(folder: Path, **record: Any) -> Iterator[Path]:
+    """Write a folder's files aside and commit them together when the block ends without an error."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        commit(aside, folder, **record)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def commit(aside: Path, folder: Path, **record: Any) -> None:
+    """Sync and hash every file of ``aside``, write the commit record and rename it to ``folder``."""
+    files = {}
+    for path in sorted(aside.rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            _sync(path)
+    (aside / COMMIT_FILE).write_text(json.dumps(record | {"files": files}, indent=1))
+    _sync(aside / COMMIT_FILE)
+    _sync(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync(folder.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file as a whole or not at all."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """A short stable hash of anything JSON can hold."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,104 @@
+"""What happened, and when: ``events.jsonl`` is the truth, Weights & Biases mirrors it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wiseft_dist.config import RunConfig, WandbConfig
+from wiseft_dist.run import Run, digest
+
+
+class Tracker:
+    """Appends events of one stage to the run's ``events.jsonl`` and mirrors metrics to W&B."""
+
+    def __init__(self, run: Run, stage: str, mirror: Any = None) -> None:
+        self._file, self._stage, self._mirror = run.events_file, stage, mirror
+
+    def event(self, name: str, **values: Any) -> None:
+        """Record that something happened: ``started``, ``saved``, ``finished``, ``failed``."""
+        append_event(self._file, stage=self._stage, event=name, **values)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Record numbers at a step."""
+        append_event(self._file, stage=self._stage, event="metrics", step=step, **values)
+        if self._mirror is not None:
+            self._mirror.log({f"{self._stage}/{key}": value for key, value in values.items()} | {"step": step})
+
+    def summary(self, values: dict[str, float]) -> None:
+        """Record final numbers."""
+        append_event(self._file, stage=self._stage, event="summary", **values)
+        if self._mirror is not None:
+            self._mirror.summary.update(values)
+
+    def image(self, name: str, path: Path) -> None:
+        """Show a picture in W&B; the file itself stays where it is."""
+        if self._mirror is not None:
+            import wandb
+
+            self._mirror.log({name: wandb.Image(str(path))})
+
+
+def append_event(file: Path, **values: Any) -> None:
+    """Append one JSON object; a line is one write to the system, however long, so that writers do not mix."""
+    line = json.dumps({"time": round(time.time(), 3)} | values, default=str) + "\n"
+    with file.open("ab", buffering=0) as handle:
+        handle.write(line.encode())
+
+
+def read_events(run: Run) -> list[dict[str, Any]]:
+    """Every event so far, oldest first; a line that is still being written is left out."""
+    if not run.events_file.is_file():
+        return []
+    lines = run.events_file.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@contextmanager
+def tracking(config: RunConfig, run: Run, stage: str, *, job: str = "") -> Iterator[Tracker]:
+    """A tracker for a stage, for the one process that writes; ``job`` tells parallel jobs of a stage apart."""
+    mirror = _start_mirror(config, run, stage, job)
+    tracker = Tracker(run, stage, mirror)
+    try:
+        yield tracker
+    finally:
+        if mirror is not None:
+            mirror.finish()
+
+
+def wandb_mode(config: WandbConfig) -> str:
+    """The mode in force: the configured one, else ``WANDB_MODE``, else online only where a key is set."""
+    if config.mode is not None:
+        return config.mode
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+
+
+def _start_mirror(config: RunConfig, run: Run, stage: str, job: str) -> Any:
+    mode: Any = wandb_mode(config.wandb)
+    if mode == "disabled":
+        return None
+    import wandb
+
+    # The id comes from the run directory, so a requeued job goes on in the same W&B run.
+    identity = digest([str(run.path), stage, job])
+    mirror = wandb.init(
+        project=config.wandb.project,
+        entity=config.wandb.entity,
+        mode=mode,
+        id=identity,
+        resume="allow" if mode == "online" else None,
+        name="-".join(filter(None, [run.path.name, stage, job])),
+        group=run.path.name,
+        job_type=stage,
+        dir=str(run.path),
+        config=config.model_dump(mode="json", exclude={"output", "launch"}),
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True),
+    )
+    mirror.define_metric("step")
+    mirror.define_metric("*", step_metric="step")
+    return mirror
