@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 
 DEBUG = False
+INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (YAML).", metavar="CONFIG")]
 Overrides = Annotated[
@@ -39,17 +41,18 @@ def main() -> NoReturn:
         _stop(error, 2)
     except RunError as error:
         _stop(error, 1)
-    except KeyboardInterrupt:
-        print("wiseft: interrupted. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
     except OSError as error:
         _stop(error, 1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer's word for a KeyboardInterrupt
+            print("wiseft: interrupted. Run the same command again to go on.", file=sys.stderr)
+        raise
     sys.exit(0)
 
 
 def _stop(error: Exception, code: int) -> NoReturn:
     if DEBUG:
-        raise error
+        traceback.print_exception(error)
     print(f"wiseft: {error}", file=sys.stderr)
     sys.exit(code)
 

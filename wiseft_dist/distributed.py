@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from wiseft_dist.errors import RunError
+from wiseft_dist.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def discover_ranks() -> Ranks:
             world_size=int(environment["SLURM_NTASKS"]),
             local_rank=int(environment["SLURM_LOCALID"]),
             local_world_size=int(environment["SLURM_NTASKS"]) // int(environment["SLURM_NNODES"]),
-            master_address=_first_host(environment["SLURM_JOB_NODELIST"]),
+            master_address=_first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]),
             master_port=_port(environment["SLURM_JOB_ID"] + environment.get("SLURM_RESTART_COUNT", "")),
         )
     return Ranks(master_port=_port(str(os.getpid())))
@@ -94,7 +94,7 @@ def use_cores(num_processes: int) -> None:
     """Give this process its share of the cores it may run on, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" in os.environ:
         return
-    allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("WISEFT_CPUS_PER_TASK")
+    allotted = os.environ.get("WISEFT_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_PER_TASK")
     torch.set_num_threads(int(allotted) if allotted else max(1, len(os.sched_getaffinity(0)) // num_processes))
 
 
@@ -134,6 +134,30 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def together(action: Callable[[], None]) -> None:
+    """Run ``action`` on every rank and raise on every rank what it raised on any.
+
+    A rank that fails alone leaves the others waiting for it, and their complaint about that hides its own.
+    """
+    failure: Exception | None = None
+    try:
+        action()
+    except Exception as error:  # whatever it is, the other ranks must hear of it
+        failure = error
+    told: list[UserError | RunError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, _for_other_ranks(failure))
+    if failure is not None:
+        raise failure
+    for heard in filter(None, told):
+        raise heard
+
+
+def _for_other_ranks(failure: Exception | None) -> UserError | RunError | None:
+    if failure is None or isinstance(failure, UserError | RunError):
+        return failure
+    return RunError(f"rank {dist.get_rank()} failed with {type(failure).__name__}: {failure}")
 
 
 def broadcast_from_main(value: bool | float | None) -> bool | float | None:

@@ -72,7 +72,7 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
         return not store.missing(job.dataset, config.merge.alphas)
     if not run.results_file.is_file() or not run.selection_file.is_file():
         return False
-    current = store.content_digest(datasets_to_evaluate(config, run), config.merge.alphas)
+    current = store.report_digest(datasets_to_evaluate(config, run))
     return bool(json.loads(run.selection_file.read_text()).get("cells") == current)
 
 

@@ -16,6 +16,11 @@ class Bar:
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
 
+    @property
+    def is_visible(self) -> bool:
+        """Whether somebody watches."""
+        return self._progress is not None
+
     def advance(self, amount: float = 1) -> None:
         """Move forward."""
         if self._progress is not None and self._task is not None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import webdataset
-
 CLASSNAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 
@@ -29,6 +27,8 @@ def write_split(samples: Iterable[EncodedSample], folder: Path, *, samples_per_s
     Returns:
         How many samples were written.
     """
+    import webdataset  # brings torch, which whoever only needs the file names can do without
+
     folder.mkdir(parents=True, exist_ok=True)
     samples = iter(samples)
     num_samples = num_shards = 0

@@ -43,7 +43,7 @@ class CellStore:
     """The cells of a run, for the weights and settings it has now."""
 
     def __init__(self, config: RunConfig, run: Run) -> None:
-        self._run = run
+        self._config, self._run = config, run
         self._weights = {
             "zero_shot": commit_digest(run.zero_shot),
             "finetuned": commit_digest(run.finished_checkpoint()),
@@ -56,7 +56,9 @@ class CellStore:
     def folder(self, dataset: str, alpha: float) -> Path:
         """Where the cell is, or will be."""
         if dataset not in self._data:
-            self._data[dataset] = load_manifest(self._run, dataset).content_digest
+            manifest = load_manifest(self._run, dataset)
+            # Keys are often just numbers: two versions of a test set can have the same, so the place counts too.
+            self._data[dataset] = digest([manifest.content_digest, [shard.url for shard in manifest.shards]])
         content = {"data": self._data[dataset], "held_out": dataset == ID_VAL, "alpha": alpha}
         return self._run.cells / dataset / f"{alpha_name(alpha)}-{digest(self._weights | content)}"
 
@@ -64,12 +66,11 @@ class CellStore:
         """The alphas without a committed cell."""
         return [alpha for alpha in alphas if not is_committed(self.folder(dataset, alpha))]
 
-    def content_digest(self, datasets: Iterable[str], alphas: Iterable[float]) -> str:
-        """One hash for a set of cells: a report of them is current while it stays the same."""
-        alphas = tuple(alphas)
-        return digest(
-            [str(self.folder(name, alpha).relative_to(self._run.cells)) for name in datasets for alpha in alphas]
-        )
+    def report_digest(self, datasets: Iterable[str]) -> str:
+        """One hash for every cell of these datasets and their roles: a report is current while it stays the same."""
+        data, alphas = self._config.data, self._config.merge.alphas
+        cells = [self.folder(name, alpha).name for name in datasets for alpha in alphas]
+        return digest([list(data.reference), list(data.shifts), cells])
 
     def write(self, dataset: str, alpha: float, predictions: Predictions, index: int) -> Cell:
         """Commit the cell of the ``index``-th ensemble of a sweep."""

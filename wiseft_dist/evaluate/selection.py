@@ -39,7 +39,7 @@ def choose_alphas(
 
 
 def best_alpha(accuracies: Mapping[float, float]) -> float:
-    """The alpha of the highest accuracy; among equals the one nearest to the fixed choice."""
-    highest = max(accuracies.values())
-    best = [alpha for alpha, accuracy in accuracies.items() if accuracy == highest]
-    return min(best, key=lambda alpha: (abs(alpha - FIXED_ALPHA), alpha))
+    """The alpha of the highest accuracy; among equals the nearest to the fixed choice, of two as near the smaller."""
+    rounded = {alpha: round(accuracy, 12) for alpha, accuracy in accuracies.items()}  # sums differ in their last bit
+    best = [alpha for alpha, accuracy in rounded.items() if accuracy == max(rounded.values())]
+    return min(best, key=lambda alpha: (round(abs(alpha - FIXED_ALPHA), 12), alpha))

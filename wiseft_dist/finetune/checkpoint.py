@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from wiseft_dist.config import CheckpointConfig
-from wiseft_dist.distributed import Ranks, broadcast_from_main
+from wiseft_dist.distributed import Ranks, broadcast_from_main, together
 from wiseft_dist.errors import UserError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.run import Run, commit, committed_checkpoints, newest_checkpoint, read_commit, sha256_file
@@ -48,7 +48,7 @@ class Checkpointer:
                 f"{folder} was written by {record['world_size']} processes, this job has {self._ranks.world_size}: "
                 "set launch.finetune so that nodes x tasks_per_node is the same."
             )
-        self._verify(folder)
+        together(lambda: self._verify(folder))
         return self._engine.load(folder.parent, tag=folder.name)
 
     def _verify(self, folder: Path) -> None:
@@ -60,16 +60,15 @@ class Checkpointer:
                     f"{folder / name}: not the file that was committed. Delete {folder} to resume from the one before."
                 )
 
-    def save_if_due(self, step: int) -> None:
-        """Save when the configured number of steps or minutes has passed; rank 0's clock decides."""
+    def is_due(self, step: int) -> bool:
+        """Whether the configured number of steps or minutes has passed; rank 0's clock decides."""
         every_steps, every_minutes = self._config.every_steps, self._config.every_minutes
         due = every_steps is not None and step % every_steps == 0
         if not due and every_minutes is not None:
             due = bool(broadcast_from_main(time.monotonic() - self._last_save >= 60 * every_minutes))
-        if due:
-            self.save(step, final=False)
+        return due
 
-    def save(self, step: int, *, final: bool) -> Path:
+    def save(self, step: int, *, final: bool) -> None:
         """Save and commit. The folder exists under its name only when every rank's file is whole."""
         folder = self._run.checkpoints / f"step_{step}"
         saving = self._run.checkpoints / ".saving"
@@ -92,7 +91,6 @@ class Checkpointer:
             self._delete_old()
         dist.barrier()
         self._last_save = time.monotonic()
-        return folder
 
     def _delete_old(self) -> None:
         """Keep the last few. A failed delete is reported, and training goes on."""

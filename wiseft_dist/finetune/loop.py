@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -35,6 +36,7 @@ class Loop:
     micro_batch_size: int
     total_steps: int
     ranks: Ranks
+    seed: int
 
     def run(
         self,
@@ -54,13 +56,15 @@ class Loop:
                 meter.data_wait += time.perf_counter() - waited
                 meter.loss += self._step(batch, step)
                 finished = step + 1
-                if finished % self.config.log_every == 0 or finished == self.total_steps:
+                is_last = finished == self.total_steps
+                saves = not is_last and checkpointer.is_due(finished)
+                if saves or is_last or finished % self.config.log_every == 0:
                     values = meter.read(finished)
                     if tracker is not None:
                         tracker.metrics(finished, values)
                         bar.update(completed=finished, note=f"loss {values['loss']:.3f}")
-                if finished < self.total_steps:
-                    checkpointer.save_if_due(finished)
+                if saves:  # only after the metrics were read: they refuse a run that is beyond repair
+                    checkpointer.save(finished, final=False)
 
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimizer step.
@@ -71,6 +75,8 @@ class Loop:
         rate = learning_rate(
             step, peak=self.config.optimizer.lr, total_steps=self.total_steps, schedule=self.config.schedule
         )
+        # Whatever the model draws (dropout) depends on the step alone, so a resumed run draws the same.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(1)[0]))
         losses = []
         for micro in batch.split(self.micro_batch_size):
             pixels = micro.images.to(self.engine.device, non_blocking=True)
@@ -99,24 +105,25 @@ class _Meter:
         """Metrics of the steps since the last line: the loss is the mean over all ranks.
 
         Raises:
-            RunError: if the loss is not a finite number.
+            RunError: if the loss or the last gradient is not a finite number.
         """
         loop, config = self._loop, self._loop.config
         steps = step - self._step
         dist.all_reduce(self.loss)
         loss = self.loss.item() / (steps * loop.ranks.world_size)
+        norm = loop.engine.gradient_norm()
         seconds = time.perf_counter() - self._started
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise RunError(
-                f"the loss is {loss} between steps {self._step} and {step}. Resume from the last checkpoint with a "
-                "lower finetune.optimizer.lr or a longer finetune.schedule.warmup_steps."
+                f"between steps {self._step} and {step} the loss is {loss:g} and the gradient norm {norm:g}: start a "
+                "new run with a lower finetune.optimizer.lr or a longer finetune.schedule.warmup_steps."
             )
         values = {
             "loss": loss,
             "lr": learning_rate(
                 step - 1, peak=config.optimizer.lr, total_steps=loop.total_steps, schedule=config.schedule
             ),
-            "gradient_norm": loop.engine.gradient_norm(),
+            "gradient_norm": norm,
             "samples_per_second": steps * config.global_batch_size / seconds,
             "data_wait_percent": 100 * self.data_wait / seconds,
             "memory_gb": _peak_memory(loop.engine.device) / 1e9,

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
-import torch.distributed as dist
 
 from wiseft_dist.config import RunConfig, batch_arithmetic
 from wiseft_dist.data.loader import TrainStream, sample_order
 from wiseft_dist.data.stage import TRAIN, index, load_manifest
 from wiseft_dist.data.transforms import training_transform
 from wiseft_dist.data.vocabulary import load_vocabulary
-from wiseft_dist.distributed import Ranks, device_of, discover_ranks, process_group, use_cores
+from wiseft_dist.distributed import Ranks, device_of, discover_ranks, process_group, together, use_cores
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
@@ -34,18 +30,21 @@ def finetune(config: RunConfig, run: Run) -> None:
     ranks = discover_ranks()
     _check_world_size(config, ranks)
     use_cores(ranks.local_world_size)
-    _seed_everything(config.seed + ranks.rank)
     with process_group(ranks, timeout_minutes=config.distributed.timeout_minutes):
         recipe = make_recipe(config.finetune)
-        if ranks.is_main:
-            index(config, run)
-            prepare_zero_shot(config, run, recipe, device=device_of(ranks))
-        dist.barrier()
+        together(lambda: _prepare(config, run, recipe, ranks))
         if ranks.is_main:
             with tracking(config, run, "finetune") as tracker:
                 _train(config, run, recipe, ranks, tracker)
         else:
             _train(config, run, recipe, ranks, None)
+
+
+def _prepare(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks) -> None:
+    """What is done once, by rank 0, before any rank can train."""
+    if ranks.is_main:
+        index(config, run)
+        prepare_zero_shot(config, run, recipe, device=device_of(ranks))
 
 
 def prepare_zero_shot(config: RunConfig, run: Run, recipe: Recipe, *, device: torch.device) -> None:
@@ -86,7 +85,7 @@ def _train(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks, tracker: T
     steps = total_steps(config, manifest.num_training)
     if tracker is not None:
         tracker.event("started", step=first_step, total_steps=steps, world_size=ranks.world_size)
-    loop = Loop(engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks)
+    loop = Loop(engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks, config.seed)
     batches = stream.batches(
         first_step=first_step, rank=ranks.rank, world_size=ranks.world_size, num_workers=data.workers
     )
@@ -104,9 +103,3 @@ def _check_world_size(config: RunConfig, ranks: Ranks) -> None:
             f"this job has {ranks.world_size} processes, launch.finetune plans {planned}: "
             "start as many, or set launch.finetune.nodes and tasks_per_node."
         )
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

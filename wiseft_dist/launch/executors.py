@@ -15,6 +15,7 @@ import submitit
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
+from wiseft_dist.launch.processes import end_processes
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run
 
@@ -44,8 +45,11 @@ class Executor(Protocol):
     chains: bool
     """Whether a step can be submitted before the step it waits for has ended."""
 
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
-        """Hand over jobs of one step, to start when those of ``after`` have succeeded."""
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
+        """Hand over jobs of one step, to start when those of ``after`` have succeeded.
+
+        ``at_once`` is how many jobs of the step share this machine.
+        """
 
     def active(self, submitted: Sequence[Submitted]) -> set[str]:
         """The ids of those that are waiting or running."""
@@ -69,25 +73,20 @@ class LocalExecutor:
         self._cores = len(os.sched_getaffinity(0))
         self.max_parallel = self._cores
 
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
-        """Start the jobs at once; ``after`` has ended already."""
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
+        """Start the jobs now; ``after`` has ended already."""
         submitted = []
         for job in jobs:
             resources = job.resources
-            if resources.nodes > 1:
-                raise UserError(
-                    f"launch.{job.stage}.nodes is {resources.nodes}, and launch.executor=local has one machine: "
-                    "use tasks_per_node, or launch.executor=slurm."
-                )
             executor = submitit.LocalExecutor(_folder(self._run, job.stage))
             executor.update_parameters(
-                tasks_per_node=resources.tasks_per_node,
-                gpus_per_node=resources.gpus_per_node,
+                tasks_per_node=resources.num_tasks,  # this machine stands for all nodes
+                gpus_per_node=resources.gpus_per_node * resources.nodes,
                 timeout_min=resources.timeout_minutes,
                 stderr_to_stdout=True,
                 setup=list(resources.setup),
             )
-            with _environment(self._cores_of(job, len(jobs))):
+            with _environment(self._cores_of(job, at_once)):
                 handle = executor.submit(StageJob(self._run, job.stage, job.dataset))
             submitted.append(Submitted(job, handle))
         return submitted
@@ -97,13 +96,12 @@ class LocalExecutor:
         return {item.job_id for item in submitted if not item.handle.done()}
 
     def cancel(self, submitted: Sequence[Submitted]) -> None:
-        """Interrupt their processes."""
-        for item in submitted:
-            item.handle.cancel()
+        """Interrupt their processes, and whatever these have started, and wait until they are gone."""
+        end_processes([int(item.job_id) for item in submitted], reap=lambda: self.active(submitted))
 
-    def _cores_of(self, job: Job, num_jobs: int) -> int:
+    def _cores_of(self, job: Job, at_once: int) -> int:
         """Cores of one process: as configured, else the machine's divided by all processes that run now."""
-        share = self._cores // (job.resources.tasks_per_node * min(num_jobs, self.max_parallel))
+        share = self._cores // (job.resources.num_tasks * at_once)
         return job.resources.cpus_per_task or max(1, share)
 
 
@@ -116,7 +114,7 @@ class SlurmExecutor:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
         """Submit the jobs; Slurm removes them should one of ``after`` fail."""
         stage, resources = jobs[0].stage, jobs[0].resources
         try:

@@ -15,6 +15,7 @@ from typing import Any
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.executors import Executor, Submitted, active_ids, make_executor
+from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.pipeline import Job, Step, is_finished, remaining
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.run import Run, write_atomically
@@ -31,15 +32,16 @@ def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
 
     Raises:
         UserError: if another process is running this run already.
-        RunError: if a job ends without its output, with its own words.
+        UserError, RunError: if a job ends without its output, with its own words.
     """
     run.jobs.mkdir(parents=True, exist_ok=True)
     with _only_one(run):
         executor = make_executor(config, run)
         if executor.chains:
-            submitted = _submit_chain(config, run, executor)
+            watch = _Watch(config, run, executor)
+            watch.add(_submit_chain(config, run, executor))
             if not detach:
-                _follow_chain(config, run, executor, submitted)
+                _follow_chain(watch)
         else:
             for step in remaining(config, run):
                 _run_step(config, run, executor, step)
@@ -60,12 +62,12 @@ def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> No
     """Run the jobs of a step, as many side by side as the machine allows."""
     watch = _Watch(config, run, executor)
     waiting = list(step.jobs)
-    limit = min(executor.max_parallel, waiting[0].resources.max_parallel)
-    with watch.stages([step]):
+    limit = min(executor.max_parallel, waiting[0].resources.max_parallel, len(waiting))
+    with termination_interrupts(), watch.stages([step]):
         try:
             while waiting or watch.open:
                 while waiting and len(watch.open) < limit:
-                    watch.add(executor.submit([waiting.pop(0)], after=[]))
+                    watch.add(executor.submit([waiting.pop(0)], after=[], at_once=limit))
                 watch.poll()
         except BaseException:
             executor.cancel(watch.open)
@@ -91,10 +93,8 @@ def _submit_chain(config: RunConfig, run: Run, executor: Executor) -> list[Submi
     return submitted
 
 
-def _follow_chain(config: RunConfig, run: Run, executor: Executor, submitted: Sequence[Submitted]) -> None:
-    watch = _Watch(config, run, executor)
-    watch.add(submitted)
-    with watch.stages(remaining(config, run)):
+def _follow_chain(watch: _Watch) -> None:
+    with watch.stages(remaining(watch.config, watch.run)):
         while watch.open:
             watch.poll()
 
@@ -113,6 +113,10 @@ class _Watch:
     open: list[Submitted] = field(default_factory=list)
     _started: dict[str, float] = field(default_factory=dict)
     _bar: Bar = field(default_factory=lambda: Bar(None, None))
+    _num_earlier_events: int = 0
+
+    def __post_init__(self) -> None:
+        self._num_earlier_events = len(read_events(self.run))
 
     @contextmanager
     def stages(self, steps: Sequence[Step]) -> Iterator[None]:
@@ -136,7 +140,8 @@ class _Watch:
             self._bar.advance()
             seconds = time.monotonic() - self._started[item.job.name]
             _say(f"{item.job.name}: done ({seconds:.0f} s)")
-        self._bar.update(note=_latest(self.run))
+        if self._bar.is_visible:
+            self._bar.update(note=_latest(self.run))
         if self.open:
             time.sleep(POLL_SECONDS)
 
@@ -145,9 +150,9 @@ class _Watch:
         patience = VISIBLE_SECONDS if self.executor.chains else 0.0
         deadline = time.monotonic() + patience
         while not is_finished(self.config, self.run, item.job):
-            reason = _failure(self.run, item.job)
+            reason = _failure(read_events(self.run)[self._num_earlier_events :], item.job)
             if reason is not None or time.monotonic() > deadline:
-                raise RunError(_last_words(item, reason))
+                raise _ended_without_result(item, reason)
             time.sleep(POLL_SECONDS)
 
 
@@ -157,18 +162,26 @@ def _latest(run: Run) -> str:
     return f"step {metrics[-1]['step']}, loss {metrics[-1]['loss']:.3f}" if metrics else ""
 
 
-def _failure(run: Run, job: Job) -> dict[str, Any] | None:
-    """The newest event of the job, if it tells of a failure."""
-    events = [e for e in read_events(run) if e["stage"] == job.stage and e.get("dataset") in (None, job.dataset)]
-    ended = [event for event in events if event["event"] in ("failed", "started")]
-    return ended[-1] if ended and ended[-1]["event"] == "failed" else None
+def _failure(events: Sequence[dict[str, Any]], job: Job) -> dict[str, Any] | None:
+    """The first failure since the job last started: what other ranks say after it is about losing each other."""
+    failure = None
+    for event in events:
+        if event["stage"] == job.stage and event.get("dataset") in (None, job.dataset):
+            if event["event"] == "started":
+                failure = None
+            elif event["event"] == "failed":
+                failure = failure or event
+    return failure
 
 
-def _last_words(item: Submitted, failure: dict[str, Any] | None) -> str:
-    if failure is not None and failure["kind"] in ("UserError", "RunError"):
-        return f"{item.job.name} failed: {failure['error']}"
+def _ended_without_result(item: Submitted, failure: dict[str, Any] | None) -> UserError | RunError:
+    """A failure that the job could put into words as such; any other with the end of its log."""
+    log = item.log()
+    for kind in (UserError, RunError):
+        if failure is not None and failure["kind"] == kind.__name__:
+            return kind(f"{item.job.name} failed: {failure['error']}\nIts log: {log}")
     reason = f" ({failure['kind']}: {failure['error']})" if failure else ""
-    return f"{item.job.name} (job {item.job_id}) ended without its result{reason}.\n{_tail(item.log())}"
+    return RunError(f"{item.job.name} (job {item.job_id}) ended without its result{reason}.\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:

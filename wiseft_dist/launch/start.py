@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 from wiseft_dist import storage
 from wiseft_dist.config import RunConfig, batch_arithmetic
-from wiseft_dist.data.stage import ID_VAL, index, index_all
+from wiseft_dist.data.manifest import Manifest
+from wiseft_dist.data.stage import ID_VAL, index, index_all, load_manifest
+from wiseft_dist.errors import RunError
 from wiseft_dist.launch.follow import run_pipeline
-from wiseft_dist.pipeline import describe, plan, remaining
-from wiseft_dist.run import Run, open_run
+from wiseft_dist.launch.model_files import check_model_files
+from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
+from wiseft_dist.run import Run, is_committed, open_run
 
 
 def start(config: RunConfig, *, detach: bool = False) -> Run:
@@ -24,14 +28,32 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
     """
     config = resolve_paths(config)
     batch_arithmetic(config, config.launch.finetune.num_tasks)
-    run = open_run(config)
-    index(config, run)
+    run = _open(config)
     if detach and config.launch.executor == "local":
         _start_in_background(run)
         return run
     run_pipeline(config, run, detach=detach)
     if not detach:
         print_summary(run)
+    return run
+
+
+def _open(config: RunConfig) -> Run:
+    """The run, with its shards indexed; a new one that cannot be used is taken away again.
+
+    A directory keeps the settings that it was made with: those of a mistake must not.
+    """
+    run = Run(Path(config.output))
+    is_new = not run.config_file.is_file()
+    if not is_committed(run.zero_shot):
+        check_model_files(config.model)
+    open_run(config)
+    try:
+        index(config, run)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(run.path)
+        raise
     return run
 
 
@@ -44,13 +66,24 @@ def preview(config: RunConfig) -> dict[str, Any]:
     names = list(config.data.evaluated)
     if names and described["held_out_samples"]:
         names.append(ID_VAL)
-    steps = remaining(config, run) if run.manifests.is_dir() else plan(config, names)
     described["jobs"] = [
         {"name": job.name} | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
-        for step in steps
+        for step in _left(config, run, manifests, names)
         for job in step.jobs
     ]
     return described
+
+
+def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest], names: list[str]) -> list[Step]:
+    """What is left of a run whose directory may not know these datasets yet."""
+    try:
+        is_current = all(load_manifest(run, name) == manifest for name, manifest in manifests.items())
+    except RunError:
+        is_current = False
+    if is_current:
+        return remaining(config, run)
+    weights = [job.name for step in plan(config, ()) for job in step.jobs if is_finished(config, run, job)]
+    return plan(config, names, weights)
 
 
 def print_summary(run: Run) -> None:
@@ -58,15 +91,14 @@ def print_summary(run: Run) -> None:
     from rich.console import Console
 
     config = run.load_config()
-    console = Console(soft_wrap=True)
     if not config.data.reference:
-        console.print(f"Weights: {run.merged}", highlight=False)
+        print(f"Weights: {run.merged}")
         return
     from wiseft_dist.report.results import gather
     from wiseft_dist.report.table import summary_table
 
-    console.print(summary_table(gather(config, run)))
-    console.print(f"Results: {run.results_file}\nReport:  {run.report / 'index.html'}", highlight=False)
+    Console(soft_wrap=True).print(summary_table(gather(config, run)))
+    print(f"Results: {run.results_file}\nReport:  {run.report / 'index.html'}")
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:

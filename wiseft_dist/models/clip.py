@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import shutil
 import tempfile
+import textwrap
+import urllib.request
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +19,12 @@ import open_clip
 import torch
 from torch import nn
 
+from wiseft_dist import storage
 from wiseft_dist.config import ModelConfig
 from wiseft_dist.data.transforms import Preprocess
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.files import CONFIG_FILE, WEIGHTS_FILE
+from wiseft_dist.run import digest
 
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
@@ -41,7 +49,7 @@ class Clip:
 
 def preprocess_of(config: dict[str, Any]) -> Preprocess:
     """The preprocessing of an ``open_clip_config.json``."""
-    size = config["model_cfg"]["vision_cfg"]["image_size"]
+    size = config["model_cfg"]["vision_cfg"].get("image_size", open_clip.CLIPVisionCfg.image_size)
     return Preprocess.from_open_clip({"size": size} | config["preprocess_cfg"])
 
 
@@ -67,9 +75,9 @@ def create_clip(model: ModelConfig, *, seed: int = 0) -> Clip:
     torch.manual_seed(seed)
     try:
         created = _create(config)
-    except (TypeError, KeyError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # open_clip builds whatever it is given and fails wherever that breaks
         raise UserError(
-            f"model.architecture: {model.architecture} does not describe an open_clip model: {error}"
+            f"model.architecture: {model.architecture} does not describe an open_clip model: {_reason(error)}"
         ) from error
     if weights is not None:
         load_weights(created, weights)
@@ -90,8 +98,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         open_clip.load_checkpoint(model, str(path), strict=True)
     except Exception as error:  # safetensors, zip, pickle and torch each have their own
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: cannot be loaded as weights of this architecture: {reason}") from error
+        raise UserError(f"{path}: cannot be loaded as weights of this architecture: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of a library's message that says something, and not too much of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    telling = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return textwrap.shorten(telling, 200, placeholder=" ...")
 
 
 def _create(config: dict[str, Any]) -> nn.Module:
@@ -137,8 +151,6 @@ def _resolve(model: ModelConfig) -> tuple[dict[str, Any], Path | None]:
 def _from_name(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path | None]:
     config = open_clip.get_model_config(name)
     if config is None:
-        import difflib
-
         near = difflib.get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise UserError(f"model.architecture: {name} is neither an open_clip model nor a folder nor a JSON file.{hint}")
@@ -168,10 +180,8 @@ def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path |
 def _given_weights(pretrained: str | None) -> Path | None:
     if pretrained is None:
         return None
-    if pretrained.startswith(("http://", "https://")):
-        from open_clip.pretrained import download_pretrained_from_url
-
-        return _download(pretrained, lambda: download_pretrained_from_url(pretrained))
+    if storage.is_remote(pretrained):
+        return _download(pretrained, lambda: _fetch(pretrained))
     path = Path(pretrained.removeprefix("file://")).expanduser()
     if not path.is_file():
         raise UserError(f"model.pretrained: {path} does not exist.")
@@ -185,11 +195,31 @@ def _local_weights(folder: Path, pretrained: str | None) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _download(what: str, fetch: Any) -> Path:
+def _fetch(url: str) -> Path:
+    """A whole copy of a remote file. The cache goes by the whole URL: many files are called ``model.pt``."""
+    name = url.split("?")[0].rsplit("/", 1)[-1]
+    target = Path(torch.hub.get_dir()) / "wiseft" / digest(url) / name
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{name}.{uuid.uuid4().hex[:8]}")
+    try:
+        if url.startswith("http"):
+            urllib.request.urlretrieve(url, aside)  # raises where fewer bytes come than were announced
+        else:
+            with storage.open_bytes(url) as source, aside.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        aside.rename(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _download(what: str, fetch: Callable[[], str | Path]) -> Path:
     try:
         return Path(fetch())
     except Exception as error:  # urllib, requests and the hub's client each have their own
-        raise UserError(f"model: {what} could not be downloaded: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"model: {what} could not be downloaded: {_reason(error)}") from error
 
 
 def _looks_like_file(pretrained: str) -> bool:
@@ -198,9 +228,11 @@ def _looks_like_file(pretrained: str) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        loaded: dict[str, Any] = json.loads(path.read_text())
+        loaded = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"model.architecture: {path} is not readable as JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"model.architecture: {path} holds no JSON object.")
     return loaded
 
 

@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 REFERENCE = "photo"
 SAMPLES_PER_SHARD = 250
 SEEDS = {"pretrain": 1, "train": 2, "test": 3}
-SIZES = {"pretrain": 1500, "train": 1500, "test": 500}
+SIZES = {"pretrain": 1500, "train": 1500, "test": 400}
 """Pictures a domain. Different seeds: no picture is in two splits."""
 
 
@@ -34,7 +34,7 @@ class Split:
     def draw(self, folder: Path) -> None:
         """Draw the pictures and write them as shards, with labels and captions."""
         drawn = pictures(SIZES[self.name], domain=self.domain, seed=SEEDS[self.name])
-        samples = (EncodedSample(_png(p), "png", p.label, p.caption) for p in drawn)
+        samples = (EncodedSample(_jpeg(p), "jpg", p.label, p.caption) for p in drawn)
         write_split(samples, folder / self.domain / self.name, samples_per_shard=SAMPLES_PER_SHARD)
 
 
@@ -98,9 +98,9 @@ def draw_pictures(folder: Path) -> Path:
     return folder
 
 
-def _png(picture: Picture) -> bytes:
+def _jpeg(picture: Picture) -> bytes:
     encoded = io.BytesIO()
-    picture.image.save(encoded, format="PNG")
+    picture.image.save(encoded, format="JPEG", quality=95)
     return encoded.getvalue()
 
 

@@ -57,7 +57,7 @@ _LOOKS: dict[str, tuple[Colour, Colour, Colour, str]] = {
 }
 """The usual colours of body, second and accent, and the usual backdrop."""
 
-_USUAL = {"photo": 0.75, "painting": 0.3, "cartoon": 0.4}
+_USUAL = {"photo": 0.75, "painting": 0.45, "cartoon": 0.5}
 """How often an object has its usual colours. A model fine-tuned on photos learns to lean on them."""
 
 _BACKDROPS: dict[str, tuple[Colour, Colour]] = {

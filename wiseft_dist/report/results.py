@@ -7,8 +7,6 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 
-from statsmodels.stats.proportion import proportion_confint
-
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
 from wiseft_dist.errors import RunError
@@ -26,9 +24,10 @@ class Results:
     reference: str
     shifts: tuple[str, ...]
     alphas: tuple[float, ...]
+    """Rising."""
     cells: dict[tuple[str, float], Cell]
     cells_digest: str
-    """Of the cells' content keys."""
+    """Of the cells' content keys and the datasets' roles."""
 
     def top1(self, dataset: str) -> dict[float, float]:
         """Accuracy by alpha, as fractions; empty for a dataset that was not evaluated."""
@@ -67,6 +66,8 @@ class Results:
 
 def interval(cell: Cell) -> tuple[float, float]:
     """The 95 % Clopper-Pearson interval of the accuracy."""
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(cell.num_correct, cell.num_samples, alpha=0.05, method="beta")
     return float(low), float(high)
 
@@ -100,7 +101,7 @@ def gather(config: RunConfig, run: Run) -> Results:
     return Results(
         reference,
         tuple(config.data.shifts),
-        config.merge.alphas,
+        tuple(sorted(config.merge.alphas)),
         cells,
-        store.content_digest(names, config.merge.alphas),
+        store.report_digest(names),
     )

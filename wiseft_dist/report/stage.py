@@ -34,9 +34,10 @@ def report(config: RunConfig, run: Run) -> Results:
         tracker.event("started")
         curve = run.report / CURVE_FILE
         draw_curve(results, curve, curve.with_suffix(".svg"))
-        write_atomically(run.selection_file, json.dumps(_selection(results), indent=1))
         write_atomically(run.report / "index.html", _page(run.path.name, results, curve))
-        write_atomically(run.results_file, results.to_csv())  # last: its presence means the report is whole
+        write_atomically(run.results_file, results.to_csv())
+        # Last: it names the cells that the files above were made of, and so says that they are current.
+        write_atomically(run.selection_file, json.dumps(_selection(results), indent=1))
         tracker.image("curve", curve)
         tracker.summary(_summary(results))
         tracker.event("finished")

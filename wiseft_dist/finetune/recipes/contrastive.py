@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.nn import functional
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.data.loader import Target, caption
 from wiseft_dist.data.shards import Sample
+from wiseft_dist.errors import UserError
 from wiseft_dist.models.classifier import read_clip
 from wiseft_dist.models.clip import read_config, tokenizer_of
 
@@ -30,8 +33,17 @@ class Contrastive:
         pass
 
     def module(self, zero_shot: Path) -> nn.Module:
-        """Both towers. The logit scale gets one dimension: DeepSpeed 0.19 cannot shard a parameter of none."""
+        """Both towers. The logit scale gets one dimension: DeepSpeed 0.19 cannot shard a parameter of none.
+
+        Raises:
+            UserError: if the model was made for another loss.
+        """
         model: Any = read_clip(zero_shot).model
+        if getattr(model, "logit_bias", None) is not None:
+            raise UserError(
+                "model.architecture: a model with a logit_bias is trained with SigLIP's sigmoid loss, "
+                "finetune.recipe=contrastive is CLIP's softmax loss: choose an architecture without one."
+            )
         model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
         return model  # type: ignore[no-any-return]
 
@@ -40,7 +52,7 @@ class Contrastive:
         return _CaptionTokens(zero_shot)
 
     def loss(self, forward: Callable[..., Any], images: Tensor, targets: Tensor) -> Tensor:
-        """Symmetric cross-entropy over the pairs of all ranks.
+        """Symmetric cross-entropy over the pairs of all ranks; of one micro batch each, where gradients accumulate.
 
         Every rank computes the whole loss. The gather's backward sums the ranks' gradients and the engine averages
         them, which together is the gradient of the one global loss.
@@ -52,17 +64,25 @@ class Contrastive:
         return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
 
 
+@dataclass(frozen=True)
 class _CaptionTokens:
-    """Tokenizes in the loader's processes; the tokenizer is made there once."""
+    """Tokenizes in the loader's processes, where the tokenizer is made once."""
 
-    def __init__(self, zero_shot: Path) -> None:
-        self._zero_shot = zero_shot
-        self._tokenizer: Any = None
+    zero_shot: Path
 
     def __call__(self, sample: Sample) -> Any:
-        if self._tokenizer is None:
-            self._tokenizer = tokenizer_of(read_config(self._zero_shot))
-        return self._tokenizer([caption(sample)])[0].numpy()
+        return _tokens(self.zero_shot, caption(sample))
+
+
+@lru_cache(maxsize=2**15)
+def _tokens(zero_shot: Path, text: str) -> Any:
+    """Tokens int64 ``[context]``; captions repeat, from epoch to epoch and in small vocabularies at once."""
+    return _tokenizer(zero_shot)([text])[0].numpy()
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(zero_shot: Path) -> Any:
+    return tokenizer_of(read_config(zero_shot))
 
 
 def _gathered(features: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Ours, the peer and the physical limit, in one run on one machine: ``python -m benchmarks.NAME``."""
