@@ -78,9 +78,12 @@ def _port(job_id: str) -> int:
 def _first_host(node_list: str) -> str:
     command = ["scontrol", "show", "hostnames", node_list]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError) as error:
-        raise RunError(f"`{' '.join(command)}` does not name this job's first node: {error}") from error
+        answer = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise RunError(f"`{' '.join(command)}` cannot be run to find this job's first node: {error}") from error
+    if answer.returncode or not answer.stdout.strip():
+        raise RunError(f"`{' '.join(command)}` does not name this job's first node: {answer.stderr.strip()}")
+    return answer.stdout.split()[0]
 
 
 def device_of(ranks: Ranks) -> torch.device:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import tiny_config, write_shards
+from tiny_finetune import tiny_config, write_shards
 
 from wiseft_dist.distributed import Ranks, discover_ranks, use_cores
 from wiseft_dist.errors import RunError
@@ -46,8 +46,12 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, *variables: dict[str, str])
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm's own program, which expands host lists without a cluster; a stand-in where Slurm is not installed."""
-    if shutil.which("scontrol") is None:
+    """Slurm's own program, which needs no cluster for this; a stand-in where Slurm is not installed."""
+    if shutil.which("scontrol"):
+        settings = "ClusterName=test\nSlurmctldHost=localhost\nNodeName=gpu[01-20]\nPartitionName=all Nodes=ALL\n"
+        (tmp_path / "slurm.conf").write_text(settings)
+        monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    else:
         program = tmp_path / "scontrol"
         program.write_text('#!/bin/sh\n[ "$3" = "gpu[07-09,12]" ] && echo gpu07 || echo gpu08\n')
         program.chmod(0o755)
@@ -75,9 +79,7 @@ def test_submitits_local_executor_is_recognised(monkeypatch: pytest.MonkeyPatch)
     assert discover_ranks().master_port != ranks.master_port
 
 
-def test_slurm_is_recognised_and_its_first_node_is_the_master(
-    monkeypatch: pytest.MonkeyPatch, scontrol: None
-) -> None:
+def test_slurm_is_recognised_and_its_first_node_is_the_master(monkeypatch: pytest.MonkeyPatch, scontrol: None) -> None:
     set_environment(monkeypatch, SLURM)
     ranks = discover_ranks()
     assert ranks == Ranks(5, 8, 1, 4, "gpu07", ranks.master_port)
@@ -108,7 +110,7 @@ def test_a_host_list_that_cannot_be_expanded_is_answered_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_environment(monkeypatch, SLURM, {"PATH": str(tmp_path)})
-    with pytest.raises(RunError, match=r"`scontrol show hostnames gpu\[07-09,12\]` does not name"):
+    with pytest.raises(RunError, match=r"`scontrol show hostnames gpu\[07-09,12\]` cannot be run"):
         discover_ranks()
 
 

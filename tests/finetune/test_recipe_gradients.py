@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_gradients import Towers, global_batch, on_rank
-from tiny_run import MODEL
+from tiny_finetune import MODEL
 from torch import Tensor
 
 from wiseft_dist.config import FinetuneConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny_config
+from tiny_finetune import tiny_config
 
 from wiseft_dist.config import ScheduleConfig
 from wiseft_dist.finetune.schedule import learning_rate, total_steps

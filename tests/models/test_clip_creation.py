@@ -76,9 +76,7 @@ def test_weights_given_by_name_win_over_those_of_the_folder(model_folder: Path, 
     assert same_weights(clip.model.state_dict(), other)
 
 
-def test_an_open_clip_name_is_the_model_that_open_clip_builds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_open_clip_name_is_the_model_that_open_clip_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
     open_clip.add_model_config(write_json(tmp_path / "ViT-tiny-for-tests.json"))

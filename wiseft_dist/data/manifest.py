@@ -116,6 +116,8 @@ def index_shards(pattern: str, *, target: Sequence[str], held_out_fraction: floa
         for shard in pool.map(index, urls):
             shards.append(shard)
             bar.advance()
+    if not any(shard.num_samples for shard in shards):
+        raise UserError(f"{pattern}: its {len(shards)} shards hold no sample.")
     return Manifest(pattern, tuple(shards))
 
 

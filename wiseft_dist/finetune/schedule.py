@@ -23,4 +23,5 @@ def learning_rate(step: int, *, peak: float, total_steps: int, schedule: Schedul
 
 def total_steps(config: RunConfig, num_samples: int) -> int:
     """Optimizer steps that show every sample ``epochs`` times; the last batch is filled from the next epoch."""
-    return math.ceil(config.finetune.epochs * num_samples / config.finetune.global_batch_size)
+    steps = config.finetune.epochs * num_samples / config.finetune.global_batch_size
+    return math.ceil(round(steps, 6))  # 1.1 epochs of 100 samples are 110, not 110.00000000000001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,10 +41,11 @@ class Submitted:
 class Executor(Protocol):
     """Where jobs run."""
 
-    max_parallel: int
-    """Jobs of a step that should be submitted before others have ended."""
     chains: bool
     """Whether a step can be submitted before the step it waits for has ended."""
+
+    def max_parallel(self, resources: Resources) -> int:
+        """Jobs with these resources that may run side by side."""
 
     def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
         """Hand over jobs of one step, to start when those of ``after`` have succeeded.
@@ -71,7 +73,10 @@ class LocalExecutor:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._cores = len(os.sched_getaffinity(0))
-        self.max_parallel = self._cores
+
+    def max_parallel(self, resources: Resources) -> int:
+        """One a core; jobs that want GPUs run in turn, because submitit gives each the first ones."""
+        return 1 if resources.gpus_per_node else self._cores
 
     def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
         """Start the jobs now; ``after`` has ended already."""
@@ -86,7 +91,7 @@ class LocalExecutor:
                 stderr_to_stdout=True,
                 setup=list(resources.setup),
             )
-            with _environment(self._cores_of(job, at_once)):
+            with _environment(self._cores_of(job, at_once)), _stderr_to(self._run.jobs / "controllers.log"):
                 handle = executor.submit(StageJob(self._run, job.stage, job.dataset))
             submitted.append(Submitted(job, handle))
         return submitted
@@ -109,10 +114,13 @@ class SlurmExecutor:
     """Slurm jobs; the jobs of a step are one array, steps are chained by ``afterok``."""
 
     chains = True
-    max_parallel = 100_000
 
     def __init__(self, run: Run) -> None:
         self._run = run
+
+    def max_parallel(self, resources: Resources) -> int:
+        """As configured: Slurm itself holds back the rest of an array."""
+        return resources.max_parallel
 
     def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
         """Submit the jobs; Slurm removes them should one of ``after`` fail."""
@@ -215,3 +223,17 @@ def _environment(cores: int) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _stderr_to(log: Path) -> Iterator[None]:
+    """What processes started meanwhile complain to: submitit's controllers print a traceback at every Ctrl-C."""
+    sys.stderr.flush()
+    ours = os.dup(2)
+    try:
+        with log.open("a") as handle:
+            os.dup2(handle.fileno(), 2)
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)

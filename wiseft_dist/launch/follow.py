@@ -62,7 +62,7 @@ def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> No
     """Run the jobs of a step, as many side by side as the machine allows."""
     watch = _Watch(config, run, executor)
     waiting = list(step.jobs)
-    limit = min(executor.max_parallel, waiting[0].resources.max_parallel, len(waiting))
+    limit = min(executor.max_parallel(waiting[0].resources), waiting[0].resources.max_parallel, len(waiting))
     with termination_interrupts(), watch.stages([step]):
         try:
             while waiting or watch.open:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+
+import psutil
 
 PATIENCE_SECONDS = 10.0
 """How long processes have to tidy up after an interrupt before they are killed."""
@@ -18,17 +17,14 @@ def end_processes(roots: Iterable[int], *, reap: Callable[[], object]) -> None:
 
     Args:
         roots: Process ids.
-        reap: Called now and then to collect the ended ones that are children of this process.
+        reap: Called to collect the ended ones that are children of this process.
     """
     family = _families(roots)
     try:
         _signal(family, signal.SIGINT)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while family & _parents().keys() and time.monotonic() < deadline:
-            reap()
-            time.sleep(0.05)
+        psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
     finally:
-        _signal(family & _parents().keys(), signal.SIGKILL)
+        _signal(family, signal.SIGKILL)
         reap()
 
 
@@ -45,27 +41,17 @@ def termination_interrupts() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
 
 
-def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, number)
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
-def _families(roots: Iterable[int]) -> set[int]:
-    """The processes and all their descendants."""
-    parents = _parents()
-    family = set(roots) & parents.keys()
-    while more := {process for process, parent in parents.items() if parent in family} - family:
-        family |= more
+def _families(roots: Iterable[int]) -> list[psutil.Process]:
+    """The processes that still live, and all their descendants."""
+    family = []
+    for root in roots:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(root)
+            family += [process, *process.children(recursive=True)]
     return family
-
-
-def _parents() -> dict[int, int]:
-    """The parent of every process that lives, from ``/proc/PID/stat`` (proc_pid_stat(5): state and ppid)."""
-    parents = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, parent = file.read_text().rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                parents[int(file.parent.name)] = int(parent)
-    return parents

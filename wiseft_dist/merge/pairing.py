@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.sources import Weights
+from wiseft_dist.merge.weights import Weights
 
 
 @dataclass(frozen=True)

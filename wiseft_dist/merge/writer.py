@@ -13,7 +13,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.merge.methods import interpolate
 from wiseft_dist.merge.pairing import Pair
 from wiseft_dist.merge.safetensors_file import FileLayout, SafetensorsFile, safetensors_layout
-from wiseft_dist.merge.sources import Weights
+from wiseft_dist.merge.weights import Weights
 from wiseft_dist.models.files import HEAD_FILE, HEAD_PREFIX, WEIGHTS_FILE
 from wiseft_dist.progress import progress_bar
 

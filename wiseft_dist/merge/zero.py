@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.sources import Extent, TensorRecord, Weights, stored_record
 from wiseft_dist.merge.torch_archive import StoredTensor, read_archive
+from wiseft_dist.merge.weights import Extent, TensorRecord, Weights, stored_record
 
 Shape = tuple[int, ...]
 T = TypeVar("T")

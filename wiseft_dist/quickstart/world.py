@@ -1,8 +1,8 @@
 """A small picture world drawn from nothing: twelve object classes in four visual domains.
 
-The outline is what the domains share. In photos the colours and the backdrop usually fit the object, as in
-the real world, so a model fine-tuned on photos learns to lean on them; elsewhere they say nothing. That is
-what makes the other domains a distribution shift.
+The outline is what the domains share. In photos the colours and the backdrop usually fit the object, so a model
+fine-tuned on photos learns to lean on them; in paintings and cartoons colours fit less often, in sketches there are
+none. That is what makes the other domains a distribution shift.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
+from wiseft_dist.quickstart.colours import BACKDROPS, LOOKS, USUAL, Colour, hsv, jittered
 from wiseft_dist.quickstart.shapes import OUTLINES, Part, Role, clutter, moved, placed, rotation, warped
 
 Array = NDArray[np.float32]
-Colour = tuple[int, int, int]
 Ink = Colour | int
 Pen = ImageDraw.ImageDraw
 
@@ -40,35 +40,6 @@ TEMPLATES: tuple[str, ...] = tuple(phrase for phrases in PHRASES.values() for ph
 
 _SUPERSAMPLE = 3
 _ROLES: tuple[Role, ...] = ("body", "second", "accent", "detail", "clutter")
-
-_LOOKS: dict[str, tuple[Colour, Colour, Colour, str]] = {
-    "house": ((201, 162, 126), (143, 74, 58), (223, 232, 238), "meadow"),
-    "tree": ((63, 122, 53), (107, 74, 47), (184, 67, 58), "meadow"),
-    "car": ((168, 52, 47), (125, 138, 148), (197, 214, 224), "road"),
-    "fish": ((217, 138, 61), (196, 98, 45), (238, 240, 234), "water"),
-    "cat": ((141, 117, 96), (122, 99, 80), (217, 185, 164), "room"),
-    "sailboat": ((125, 74, 51), (201, 211, 220), (242, 240, 234), "sea"),
-    "flower": ((208, 81, 127), (76, 138, 60), (232, 197, 63), "meadow"),
-    "mug": ((75, 127, 166), (90, 61, 44), (233, 228, 218), "room"),
-    "lamp": ((230, 207, 154), (138, 106, 69), (244, 236, 210), "room"),
-    "mushroom": ((181, 68, 47), (230, 220, 196), (241, 235, 222), "meadow"),
-    "key": ((184, 154, 82), (141, 115, 54), (216, 196, 138), "room"),
-    "rocket": ((211, 215, 219), (178, 58, 53), (233, 162, 60), "sky"),
-}
-"""The usual colours of body, second and accent, and the usual backdrop."""
-
-_USUAL = {"photo": 0.75, "painting": 0.45, "cartoon": 0.5}
-"""How often an object has its usual colours. A model fine-tuned on photos learns to lean on them."""
-
-_BACKDROPS: dict[str, tuple[Colour, Colour]] = {
-    "meadow": ((169, 201, 230), (111, 154, 75)),
-    "road": ((185, 195, 201), (109, 108, 107)),
-    "sea": ((188, 216, 234), (47, 109, 150)),
-    "sky": ((46, 95, 158), (156, 195, 228)),
-    "room": ((201, 183, 156), (134, 96, 63)),
-    "water": ((63, 151, 168), (23, 79, 107)),
-}
-"""The far and the near colour of each photographic backdrop."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +134,15 @@ def _scene(class_name: str, *, rng: np.random.Generator, size: int) -> _Scene:
 
 def _photo(scene: _Scene, rng: np.random.Generator) -> Image.Image:
     """A lit, coloured object with a soft shadow before a textured backdrop, a little blurred and noisy."""
-    usual = rng.random() < _USUAL["photo"]
-    look = _LOOKS[scene.class_name if usual else CLASSES[rng.integers(len(CLASSES))]]
-    backdrop = look[3] if rng.random() < 0.8 else str(rng.choice(list(_BACKDROPS)))
+    usual = rng.random() < USUAL["photo"]
+    look = LOOKS[scene.class_name if usual else CLASSES[rng.integers(len(CLASSES))]]
+    backdrop = look[3] if rng.random() < 0.8 else str(rng.choice(list(BACKDROPS)))
     hues = (*look[:3], (44, 42, 42), (128, 122, 112))
-    colours = {role: _jittered(hue, rng=rng, by=22) for role, hue in zip(_ROLES, hues, strict=True)}
+    colours = {role: jittered(hue, rng=rng, by=22) for role, hue in zip(_ROLES, hues, strict=True)}
     background = _to_image(_photo_backdrop(backdrop, rng=rng, size=scene.size))
     for part in scene.clutter:
         near = moved(part, turn=np.eye(2), scale=1 / _SUPERSAMPLE, shift=np.zeros(2))
-        _fill(ImageDraw.Draw(background), near, _jittered(colours["clutter"], rng=rng, by=30))
+        _fill(ImageDraw.Draw(background), near, jittered(colours["clutter"], rng=rng, by=30))
     layer = _cutout(scene, colours, rng=rng)
     mask = layer.getchannel("A")
     cast = _pixels(mask.filter(ImageFilter.BoxBlur(scene.size / 24)))[..., None] / 255
@@ -190,12 +161,12 @@ def _cutout(scene: _Scene, colours: Mapping[Role, Colour], *, rng: np.random.Gen
     image = Image.new("RGBA", (scene.canvas, scene.canvas))
     pen = ImageDraw.Draw(image)
     for part in scene.parts:
-        _fill(pen, part, _jittered(colours[part.role], rng=rng, by=12))
+        _fill(pen, part, jittered(colours[part.role], rng=rng, by=12))
     return image.reduce(_SUPERSAMPLE)
 
 
 def _photo_backdrop(kind: str, *, rng: np.random.Generator, size: int) -> Array:
-    far, near = (np.array(_jittered(hue, rng=rng, by=25), dtype=np.float32) for hue in _BACKDROPS[kind])
+    far, near = (np.array(jittered(hue, rng=rng, by=25), dtype=np.float32) for hue in BACKDROPS[kind])
     height = np.linspace(0, 1, size, dtype=np.float32)[:, None]
     rough = _noise(rng, size=size, cells=(5, 16))
     sharpness = 1.0 if kind in ("sky", "water") else 14.0
@@ -227,11 +198,11 @@ def _painting(scene: _Scene, rng: np.random.Generator) -> Image.Image:
     if rng.random() < 0.25:
         dim, bright = bright, dim
     shades = rng.uniform((-50, 25, dim - 8), (50, 75, dim + 8), (3, 3)).tolist()
-    ground = [_hsv(hue + apart, saturation, value) for apart, saturation, value in shades]
+    ground = [hsv(hue + apart, saturation, value) for apart, saturation, value in shades]
     values = (bright, bright + rng.uniform(-25, 5), (dim + bright) / 2, dim, rng.uniform(30, 90))
-    tints = [_hsv(hue + turn + rng.uniform(-70, 70), rng.uniform(30, 85), value) for value in values]
-    if rng.random() < _USUAL["painting"]:
-        tints[:3] = [_jittered(hue, rng=rng, by=40) for hue in _LOOKS[scene.class_name][:3]]
+    tints = [hsv(hue + turn + rng.uniform(-70, 70), rng.uniform(30, 85), value) for value in values]
+    if rng.random() < USUAL["painting"]:
+        tints[:3] = [jittered(hue, rng=rng, by=40) for hue in LOOKS[scene.class_name][:3]]
     colours = dict(zip(_ROLES, tints, strict=True))
     patches = np.array(ground)[(_noise(rng, size=scene.size, cells=(3, 7)) * 2.99).astype(int)]
     image = _to_image(patches).resize((scene.canvas, scene.canvas), Image.Resampling.NEAREST)
@@ -266,16 +237,16 @@ def _brush(image: Image.Image, *, where: Array, flow: Array, length: float, rng:
 
 def _cartoon(scene: _Scene, rng: np.random.Generator) -> Image.Image:
     """Flat saturated colours inside thick dark outlines, on a plain or patterned ground."""
-    ground = _hsv(rng.uniform(0, 360), rng.uniform(10, 55), rng.uniform(85, 100))
-    tints = [_hsv(rng.uniform(0, 360), rng.uniform(75, 100), rng.uniform(75, 100)) for _ in _ROLES]
-    if rng.random() < _USUAL["cartoon"]:
-        tints[:3] = [_jittered(hue, rng=rng, by=40) for hue in _LOOKS[scene.class_name][:3]]
+    ground = hsv(rng.uniform(0, 360), rng.uniform(10, 55), rng.uniform(85, 100))
+    tints = [hsv(rng.uniform(0, 360), rng.uniform(75, 100), rng.uniform(75, 100)) for _ in _ROLES]
+    if rng.random() < USUAL["cartoon"]:
+        tints[:3] = [jittered(hue, rng=rng, by=40) for hue in LOOKS[scene.class_name][:3]]
     colours = dict(zip(_ROLES, tints, strict=True))
-    colours["accent"] = _hsv(rng.uniform(0, 360), rng.uniform(0, 45), 100)
-    colours["detail"] = ink = _jittered((25, 21, 32), rng=rng, by=10)
+    colours["accent"] = hsv(rng.uniform(0, 360), rng.uniform(0, 45), 100)
+    colours["detail"] = ink = jittered((25, 21, 32), rng=rng, by=10)
     image = Image.new("RGB", (scene.canvas, scene.canvas), ground)
     pen = ImageDraw.Draw(image)
-    _pattern(pen, _jittered(ground, rng=rng, by=45), rng=rng, canvas=scene.canvas)
+    _pattern(pen, jittered(ground, rng=rng, by=45), rng=rng, canvas=scene.canvas)
     for part in scene.clutter:
         _fill(pen, part, colours["clutter"])
     line = scene.canvas / 64 * rng.uniform(1.3, 2.2)
@@ -384,19 +355,6 @@ def _noise(rng: np.random.Generator, *, size: int, cells: Sequence[int]) -> Arra
         field += np.asarray(grid.resize((size, size), Image.Resampling.BILINEAR)) * 0.6**octave
         total += 0.6**octave
     return field / np.float32(total)
-
-
-def _hsv(hue: float, saturation: float, value: float) -> Colour:
-    """The colour of a hue in degrees and a saturation and value in percent."""
-    value = min(max(value, 0), 100)
-    red, green, blue = ImageColor.getrgb(f"hsv({hue % 360:.0f},{saturation:.0f}%,{value:.0f}%)")[:3]
-    return red, green, blue
-
-
-def _jittered(colour: Colour, *, rng: np.random.Generator, by: float) -> Colour:
-    base = np.array(colour) + rng.normal(0, by * 0.7) + rng.normal(0, by * 0.5, 3)
-    red, green, blue = base.clip(0, 255).astype(int).tolist()
-    return red, green, blue
 
 
 def _pixels(image: Image.Image) -> Array:

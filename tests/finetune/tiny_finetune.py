@@ -33,9 +33,7 @@ MODEL: dict[str, Any] = {
 
 def write_shards(folder: Path) -> Path:
     """40 noisy pictures of three classes in 4 shards, with captions."""
-    samples = (
-        EncodedSample(_picture(i), "png", i % 3, f"{CLASSNAMES[i % 3]} number {i}") for i in range(NUM_SAMPLES)
-    )
+    samples = (EncodedSample(_picture(i), "png", i % 3, f"{CLASSNAMES[i % 3]} number {i}") for i in range(NUM_SAMPLES))
     write_split(samples, folder, samples_per_shard=10)
     write_vocabulary(folder, classnames=CLASSNAMES, templates=("a photo of a {c}.", "a {c}."))
     return folder

@@ -1,0 +1,48 @@
+"""One complete run, made once by the real command; tests that change a run get a copy."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_run import World, make_world, wiseft
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.run import Run
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run, and what the command that made it said."""
+
+    run: Run
+    command: subprocess.CompletedProcess[str]
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run.load_config()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def finished(world: World) -> FinishedRun:
+    """Shared by all tests: do not change it."""
+    done = wiseft("run", world.config)
+    assert done.returncode == 0, done.stderr
+    return FinishedRun(Run(world.folder / "run"), done)
+
+
+@pytest.fixture
+def copied(finished: FinishedRun, tmp_path: Path) -> Run:
+    """A finished run of one's own; start it again with ``output=`` its path."""
+    shutil.copytree(finished.run.path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.config_file.write_text(run.config_file.read_text().replace(str(finished.run.path), str(run.path)))
+    return run

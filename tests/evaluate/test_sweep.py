@@ -1,0 +1,101 @@
+"""Scoring in memory gives what loading each written ensemble gives."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from wiseft_dist.data import loader
+from wiseft_dist.data.loader import EvaluationStream
+from wiseft_dist.data.stage import load_manifest
+from wiseft_dist.data.transforms import evaluation_transform, normalize
+from wiseft_dist.evaluate.cells import PREDICTIONS_FILE, CellStore
+from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.merge.ensemble import Ensemble, load_weights
+from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.models.classifier import read_classifier
+from wiseft_dist.models.clip import preprocess_of, read_config
+
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+@pytest.fixture
+def stream(finished):
+    preprocess = preprocess_of(read_config(finished.run.zero_shot))
+    return EvaluationStream(load_manifest(finished.run, "sketch"), evaluation_transform(preprocess))
+
+
+@pytest.fixture
+def prepare(finished):
+    preprocess = preprocess_of(read_config(finished.run.zero_shot))
+    return partial(normalize, preprocess=preprocess, dtype=torch.float32)
+
+
+@pytest.fixture
+def ensemble(finished):
+    module = read_classifier(finished.run.zero_shot).eval()
+    with open_weights(finished.run.zero_shot) as first, open_weights(finished.run.finished_checkpoint()) as second:
+        cpu = torch.device("cpu")
+        return Ensemble(module, load_weights(first, module, device=cpu), load_weights(second, module, device=cpu))
+
+
+def by_key(predictions, index):
+    return dict(zip(predictions.keys, predictions.predictions[index].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_a_cell_holds_what_the_written_ensemble_says_about_each_picture(finished, stream, prepare, alpha):
+    store = CellStore(finished.config, finished.run)
+    cell = pyarrow.parquet.read_table(store.folder("sketch", alpha) / PREDICTIONS_FILE).to_pylist()
+    written = read_classifier(finished.run.ensemble(alpha)).eval()
+    expected, labels = {}, {}
+    with torch.inference_mode():
+        for batch in stream.batches(1, num_workers=0):
+            confidence, prediction = written(prepare(batch.images)).softmax(-1).max(-1)
+            expected[batch.keys[0]] = (prediction.item(), pytest.approx(confidence.item(), abs=1e-5))
+            labels[batch.keys[0]] = batch.targets.item()
+    assert {row["key"]: (row["prediction"], row["confidence"]) for row in cell} == expected
+    assert {row["key"]: row["label"] for row in cell} == labels
+    assert store.read("sketch", alpha).num_correct == sum(row["prediction"] == row["label"] for row in cell)
+
+
+def test_alphas_do_not_all_predict_alike(finished):
+    """Otherwise the tests of this file could not fail."""
+    store = CellStore(finished.config, finished.run)
+    said = {
+        tuple(pyarrow.parquet.read_table(store.folder("sketch", alpha) / PREDICTIONS_FILE)["confidence"].to_pylist())
+        for alpha in ALPHAS
+    }
+    assert len(said) == 3
+
+
+def test_the_ends_are_theta_0_and_theta_1_bit_for_bit(finished, ensemble):
+    for alpha, source in ((0.0, finished.run.zero_shot), (1.0, finished.run.finished_checkpoint())):
+        ensemble.set_alpha(alpha)
+        with open_weights(source) as weights:
+            for name, value in ensemble.module.state_dict().items():
+                assert torch.equal(value, weights.tensor(name).reshape(value.shape)), name
+
+
+@pytest.mark.parametrize(("batch_size", "cache_images"), [(13, 13), (4, 1), (4, 1000), (5, 8), (1, 3)])
+def test_batches_and_cache_do_not_change_predictions(stream, prepare, ensemble, batch_size, cache_images):
+    usual = sweep(ensemble, stream.batches(4, num_workers=0), ALPHAS, prepare=prepare, cache_images=2048)
+    batches = stream.batches(batch_size, num_workers=0)
+    other = sweep(ensemble, batches, ALPHAS, prepare=prepare, cache_images=cache_images)
+    assert len(set(usual.keys)) == 13
+    for index in range(3):
+        assert by_key(other, index) == by_key(usual, index)
+
+
+def test_every_picture_is_decoded_once_for_all_alphas(monkeypatch, stream, prepare, ensemble):
+    decoded = []
+    decode = loader.decode
+    monkeypatch.setattr(loader, "decode", lambda data: decoded.append(data) or decode(data))
+    seen = []
+    batches = stream.batches(4, num_workers=0)
+    sweep(ensemble, batches, ALPHAS, prepare=prepare, cache_images=4, on_progress=seen.append)
+    assert len(decoded) == len(set(decoded)) == 13
+    assert sum(seen) == 13

@@ -1,0 +1,114 @@
+"""A run that dies goes on from its last whole checkpoint as if nothing had happened."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_finetune import finish, launch, metrics, start, tiny_config, trained, training_state, write_shards
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.run import (
+    COMMIT_FILE,
+    Run,
+    committed_checkpoints,
+    is_committed,
+    newest_checkpoint,
+    open_run,
+    read_commit,
+)
+from wiseft_dist.tracking import read_events
+
+SETTINGS: dict[str, Any] = {"processes": 2, "patch_dropout": 0.5, "zero_stage": 2, "epochs": 12}
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def killed_config(folder: Path, shards: Path, **settings: Any) -> RunConfig:
+    checkpoint = {"every_minutes": None, "every_steps": 4, "keep_last": 3}
+    return tiny_config(folder, shards, **(SETTINGS | {"checkpoint": checkpoint} | settings))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
+    """A run whose processes were killed in mid-training."""
+    run = open_run(killed_config(tmp_path_factory.mktemp("killed") / "run", shards))
+    ranks = start(run, 2)
+    deadline = time.monotonic() + 100
+    while not is_committed(run.checkpoints / "step_12") and time.monotonic() < deadline:
+        time.sleep(0.002)
+    for rank in ranks:
+        rank.send_signal(signal.SIGKILL)
+    assert [code for code, _ in finish(ranks)] == [-signal.SIGKILL] * 2
+    assert run.final_checkpoint() is None
+    return run
+
+
+@pytest.fixture
+def copy(killed: Run, tmp_path: Path, shards: Path) -> Run:
+    """The killed run, in a directory of its own."""
+    shutil.copytree(killed.path, tmp_path / "run")
+    shutil.copy(killed.path.with_suffix(".json"), tmp_path / "run.json")
+    return Run(tmp_path / "run")
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path, shards: Path, copy: Run) -> None:
+    undisturbed = trained(tiny_config(tmp_path / "undisturbed", shards, **SETTINGS))
+    newest = newest_checkpoint(copy)
+    saved_at = read_commit(newest)["step"]
+    _leave_half_written_saves(copy, newest)
+    for code, error in launch(copy, 2):
+        assert code == 0, error[-4000:]
+
+    sessions = [event["step"] for event in read_events(copy) if event["event"] == "started"]
+    assert sessions == [0, saved_at] and saved_at >= 12
+    assert metrics(copy, "loss") == metrics(undisturbed, "loss")
+    assert list(metrics(copy, "loss")) == list(range(1, STEPS + 1))
+    found, expected = training_state(copy), training_state(undisturbed)
+    assert found.keys() == expected.keys() and len(found) == 8
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    kept = [read_commit(folder)["step"] for folder in committed_checkpoints(copy)]
+    assert kept == [STEPS - 8, STEPS - 4, STEPS]
+    assert not (copy.checkpoints / ".saving").exists()
+
+
+def _leave_half_written_saves(run: Run, newest: Path) -> None:
+    """What a save leaves behind that dies while it writes, and what a copy leaves that breaks off."""
+    (run.checkpoints / ".saving" / "step_999").mkdir(parents=True, exist_ok=True)
+    (run.checkpoints / ".saving" / "step_999" / "mp_rank_00_model_states.pt").write_bytes(b"half")
+    shutil.copytree(newest, run.checkpoints / "step_998", ignore=shutil.ignore_patterns(COMMIT_FILE))
+    cut = shutil.copytree(newest, run.checkpoints / "step_997")
+    file = next(cut.glob("*optim_states.pt"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_checkpoint_with_a_flipped_byte_is_refused_by_every_rank(copy: Run) -> None:
+    newest = newest_checkpoint(copy)
+    file = sorted(newest.glob("*optim_states.pt"))[-1]
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for code, error in launch(copy, 2):
+        assert code == 2 and "Traceback" not in error
+        assert f"wiseft: {file}: not the file that was committed. Delete {newest} to resume" in error
+
+
+def test_another_number_of_processes_is_refused(copy: Run) -> None:
+    config = copy.load_config()
+    launch_section = config.launch.model_copy(
+        update={"finetune": config.launch.finetune.model_copy(update={"tasks_per_node": 1})}
+    )
+    open_run(config.model_copy(update={"output": str(copy.path), "launch": launch_section}))
+    [(code, error)] = launch(copy, 1)
+    assert code == 2 and "Traceback" not in error
+    assert "was written by 2 processes, this job has 1: set launch.finetune" in error

@@ -1,0 +1,125 @@
+"""Weights as named slices: every format becomes a list of places in files, read by position and never loaded whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from wiseft_dist.errors import UserError
+from wiseft_dist.merge.torch_archive import StoredTensor
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Consecutive elements in a file."""
+
+    file: Path
+    offset: int
+    """Bytes from the start of the file."""
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A tensor as the extents that, joined, are its elements in row-major order."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    extents: tuple[Extent, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+class Weights(Mapping[str, TensorRecord]):
+    """The tensors of one model. Use as a context manager: files stay open inside it."""
+
+    def __init__(self, source: str, records: Mapping[str, TensorRecord]) -> None:
+        self.source = source
+        self._records = dict(records)
+        self._descriptors: dict[Path, int] = {}
+        for name, record in self._records.items():
+            held = sum(extent.numel for extent in record.extents)
+            if held != record.numel:
+                raise UserError(
+                    f"{source}: tensor {name} has shape {list(record.shape)}, but {held} of {record.numel} elements."
+                )
+
+    def __getitem__(self, name: str) -> TensorRecord:
+        return self._records[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def files(self) -> list[Path]:
+        """The files that hold the tensors, sorted."""
+        return sorted({extent.file for record in self._records.values() for extent in record.extents})
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """The elements ``[start, stop)`` of a tensor in row-major order, 1-D, in the stored dtype."""
+        record = self[name]
+        stop = record.numel if stop is None else stop
+        size = record.dtype.itemsize
+        buffer = bytearray((stop - start) * size)
+        view, filled, begin = memoryview(buffer), 0, 0
+        for extent in record.extents:
+            low, high = max(start, begin), min(stop, begin + extent.numel)
+            if low < high:
+                num_bytes = (high - low) * size
+                self._pread(extent.file, extent.offset + (low - begin) * size, view[filled : filled + num_bytes])
+                filled += num_bytes
+            begin += extent.numel
+        return torch.frombuffer(buffer, dtype=record.dtype) if buffer else torch.empty(0, dtype=record.dtype)
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor in its shape."""
+        return self.read(name).reshape(self[name].shape)
+
+    def _pread(self, file: Path, offset: int, view: memoryview) -> None:
+        if file not in self._descriptors:
+            self._descriptors[file] = os.open(file, os.O_RDONLY)
+        while view:
+            count = os.preadv(self._descriptors[file], [view], offset)
+            if count == 0:
+                raise UserError(f"{file}: ends at byte {offset}, in the middle of a tensor. Copy or save it again.")
+            view, offset = view[count:], offset + count
+
+
+def stored_record(name: str, tensor: StoredTensor) -> TensorRecord:
+    """The record of a tensor of a torch archive."""
+    if not tensor.contiguous:
+        raise UserError(f"{tensor.file}: tensor {name} is stored transposed. Save it again with `.contiguous()`.")
+    extent = Extent(tensor.file, tensor.offset, tensor.numel)
+    return TensorRecord(tensor.shape, tensor.dtype, (extent,))
