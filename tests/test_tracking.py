@@ -54,7 +54,7 @@ def test_events_metrics_and_summary_are_written_down_with_their_stage(tmp_path):
     run = open_run(config)
     with tracking(config, run, "finetune") as tracker:
         tracker.event("started", step=0)
-        tracker.metrics(5, {"loss": 0.5})
+        tracker.metrics({"loss": 0.5}, step=5)
         tracker.summary({"accuracy": 0.75})
     started, metrics, summary = ({k: v for k, v in event.items() if k != "time"} for event in read_events(run))
     assert started == {"stage": "finetune", "event": "started", "step": 0}
@@ -67,7 +67,7 @@ def test_offline_mode_writes_a_real_run_into_the_run_directory(tmp_path, monkeyp
     config = config_of(tmp_path, "offline")
     run = open_run(config)
     with tracking(config, run, "finetune") as tracker:
-        tracker.metrics(1, {"loss": 0.5})
+        tracker.metrics({"loss": 0.5}, step=1)
         tracker.summary({"accuracy": 0.75})
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
@@ -84,7 +84,7 @@ from wiseft_dist.tracking import tracking
 config = RunConfig.model_validate({{"output": {str(tmp_path / "run")!r}, "model": {{"architecture": "A"}},
                                    "data": {{"train": "t"}}, "wandb": {{"mode": "disabled"}}}})
 with tracking(config, open_run(config), "merge") as tracker:
-    tracker.metrics(1, {{"loss": 0.5}})
+    tracker.metrics({{"loss": 0.5}}, step=1)
     tracker.image("curve", Path("curve.png"))
 assert "wandb" not in sys.modules
 """

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -87,10 +88,20 @@ def _first_host(node_list: str) -> str:
 
 
 def device_of(ranks: Ranks) -> torch.device:
-    """The GPU of this rank, or the CPU. Where Slurm shows each task one GPU, that one is number 0."""
+    """The GPU of this rank, or the CPU. Where Slurm shows each task one GPU, that one is number 0.
+
+    Raises:
+        UserError: if the machine has several GPUs, but fewer than processes.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    visible = torch.cuda.device_count()
+    if ranks.local_world_size > visible > 1:
+        raise UserError(
+            f"{ranks.local_world_size} processes on a machine with {visible} GPUs: set tasks_per_node and "
+            "gpus_per_node of launch.finetune to the same number."
+        )
+    return torch.device("cuda", 0 if visible == 1 else ranks.local_rank)
 
 
 def use_cores(num_processes: int) -> None:
@@ -110,14 +121,14 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
     Raises:
         RunError: if the group does not come together.
     """
+    device = device_of(ranks)
     os.environ.update(
         RANK=str(ranks.rank),
         WORLD_SIZE=str(ranks.world_size),
-        LOCAL_RANK=str(ranks.local_rank),
+        LOCAL_RANK=str(device.index or 0 if device.type == "cuda" else ranks.local_rank),  # DeepSpeed's device number
         MASTER_ADDR=ranks.master_address,
         MASTER_PORT=str(ranks.master_port),
     )
-    device = device_of(ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
@@ -126,6 +137,7 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timedelta(minutes=timeout_minutes),
+            device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise RunError(
@@ -163,7 +175,21 @@ def _for_other_ranks(failure: Exception | None) -> UserError | RunError | None:
     return RunError(f"rank {dist.get_rank()} failed with {type(failure).__name__}: {failure}")
 
 
-def broadcast_from_main(value: bool | float | None) -> bool | float | None:
+def require_single_process(stage: str) -> None:
+    """Refuse to do the same work several times side by side.
+
+    Raises:
+        UserError: if this process is one of several.
+    """
+    world_size = discover_ranks().world_size
+    if world_size > 1:
+        raise UserError(f"wiseft {stage} runs in one process, and was started as {world_size}: use one task.")
+
+
+Decision = TypeVar("Decision", bool, str | None)
+
+
+def broadcast_from_main(value: Decision) -> Decision:
     """Rank 0's value, on every rank: for decisions that depend on clocks or the file system."""
     holder = [value]
     dist.broadcast_object_list(holder, src=0)

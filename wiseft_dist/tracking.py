@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,14 @@ class Tracker:
         self._file, self._stage, self._mirror = run.events_file, stage, mirror
 
     def event(self, name: str, **values: Any) -> None:
-        """Record that something happened: ``started``, ``saved``, ``finished``, ``failed``."""
+        """Record that something happened: ``started``, ``finished``, ``failed``."""
         append_event(self._file, stage=self._stage, event=name, **values)
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Record numbers at a step."""
-        append_event(self._file, stage=self._stage, event="metrics", step=step, **values)
+    def metrics(self, values: dict[str, float], **at: float) -> None:
+        """Record numbers at a place on their axis: ``step=10`` or ``alpha=0.5``."""
+        append_event(self._file, stage=self._stage, event="metrics", **at, **values)
         if self._mirror is not None:
-            self._mirror.log({f"{self._stage}/{key}": value for key, value in values.items()} | {"step": step})
+            self._mirror.log({f"{self._stage}/{key}": value for key, value in values.items()} | at)
 
     def summary(self, values: dict[str, float]) -> None:
         """Record final numbers."""
@@ -52,23 +53,40 @@ def append_event(file: Path, **values: Any) -> None:
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:
-    """Every event so far, oldest first; a line that is still being written is left out."""
+    """Every event so far, oldest first; lines that are torn or still being written are left out."""
     if not run.events_file.is_file():
         return []
-    lines = run.events_file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    lines = run.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [event for line in lines if (event := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The event of a line; nodes that append to one file on a network file system can tear each other's lines."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 @contextmanager
 def tracking(config: RunConfig, run: Run, stage: str, *, job: str = "") -> Iterator[Tracker]:
     """A tracker for a stage, for the one process that writes; ``job`` tells parallel jobs of a stage apart."""
-    mirror = _start_mirror(config, run, stage, job)
+    try:
+        mirror = _start_mirror(config, run, stage, job)
+    except Exception as error:  # W&B is a mirror: whatever is wrong with it must not stop the work
+        append_event(run.events_file, stage=stage, event="warning", warning=f"W&B did not start: {error}")
+        print(f"wiseft: W&B did not start, the run goes on without it: {error}", file=sys.stderr)
+        mirror = None
     tracker = Tracker(run, stage, mirror)
     try:
         yield tracker
-    finally:
+    except BaseException:
         if mirror is not None:
-            mirror.finish()
+            mirror.finish(exit_code=1)
+        raise
+    if mirror is not None:
+        mirror.finish()
 
 
 def wandb_mode(config: WandbConfig) -> str:
@@ -99,6 +117,6 @@ def _start_mirror(config: RunConfig, run: Run, stage: str, job: str) -> Any:
         config=config.model_dump(mode="json", exclude={"output", "launch"}),
         settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True),
     )
-    mirror.define_metric("step")
-    mirror.define_metric("*", step_metric="step")
+    mirror.define_metric("finetune/*", step_metric="step")
+    mirror.define_metric("evaluate/*", step_metric="alpha")
     return mirror

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,20 +21,47 @@ ALPHAS = [index / 10 for index in range(11)]
 pytestmark = [pytest.mark.slurm, pytest.mark.pictures, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run that went its way on Slurm, and what the commands about it said."""
+
+    run: Run
+    submitted: subprocess.CompletedProcess[str]
+    changed: subprocess.CompletedProcess[str]
+    followed: subprocess.CompletedProcess[str]
+
+
+def wiseft(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wiseft_dist", "run", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1100)
+
+
 @pytest.fixture(scope="module")
-def pacs_run(devcluster: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, str]]:
-    """The finished run, and what the command printed."""
+def pacs(devcluster: object, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Submitted and left alone, then asked for with other settings, then followed to the end."""
     if "WISEFT_TEST_DATA" not in os.environ:
         pytest.skip("WISEFT_TEST_DATA does not name a folder with the PACS shards")
     output = tmp_path_factory.mktemp("pacs") / "run"
-    command = [sys.executable, "-m", "wiseft_dist", "run", str(CONFIG), "launch.executor=slurm", f"output={output}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1100)
-    assert done.returncode == 0, done.stdout + done.stderr
-    yield Run(output), done.stdout
+    settings = (CONFIG, "launch.executor=slurm", f"output={output}")
+    submitted = wiseft(*settings, "--detach")
+    changed = wiseft(*settings, "evaluate.batch_size=128")
+    followed = wiseft(*settings)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    return Finished(Run(output), submitted, changed, followed)
 
 
-def test_every_alpha_is_scored_on_every_picture_of_every_domain(pacs_run: tuple[Run, str]) -> None:
-    run, _ = pacs_run
+def test_a_detached_run_is_followed_by_the_same_command_and_protected_from_another(pacs: Finished) -> None:
+    assert pacs.submitted.returncode == 0, pacs.submitted.stderr
+    assert "report: submitted as" in pacs.submitted.stderr
+    assert pacs.changed.returncode == 2
+    assert "in the queue" in pacs.changed.stderr and "other settings" in pacs.changed.stderr
+    assert "in the queue already: finetune" in pacs.followed.stderr
+    assert "submitted" not in pacs.followed.stderr
+    assert "finetune: done" in pacs.followed.stderr and "report: done" in pacs.followed.stderr
+
+
+def test_every_alpha_is_scored_on_every_picture_of_every_domain(pacs: Finished) -> None:
+    run = pacs.run
     with run.results_file.open() as handle:
         rows = list(csv.DictReader(handle))
     assert [(row["dataset"], float(row["alpha"])) for row in rows] == [(d, a) for d in SAMPLES for a in ALPHAS]
@@ -45,9 +72,9 @@ def test_every_alpha_is_scored_on_every_picture_of_every_domain(pacs_run: tuple[
 
 
 def test_fine_tuning_gains_on_the_reference_and_an_ensemble_gives_back_shift_accuracy(
-    pacs_run: tuple[Run, str],
+    pacs: Finished,
 ) -> None:
-    run, printed = pacs_run
+    run, printed = pacs.run, pacs.followed.stdout
     with run.results_file.open() as handle:
         top1 = {(row["dataset"], float(row["alpha"])): float(row["top1"]) for row in csv.DictReader(handle)}
     shifts = {a: sum(top1[d, a] for d in SAMPLES if d != "photo") / 3 for a in ALPHAS}
@@ -57,8 +84,8 @@ def test_fine_tuning_gains_on_the_reference_and_an_ensemble_gives_back_shift_acc
     assert "chosen" in printed and "zero-shot" in printed
 
 
-def test_two_nodes_trained_and_every_stage_left_committed_output(pacs_run: tuple[Run, str]) -> None:
-    run, _ = pacs_run
+def test_two_nodes_trained_and_every_stage_left_committed_output(pacs: Finished) -> None:
+    run = pacs.run
     checkpoint = run.finished_checkpoint()
     assert read_commit(checkpoint)["world_size"] == 2
     assert len(list(checkpoint.glob("zero_pp_rank_*_optim_states.pt"))) == 2
@@ -66,8 +93,8 @@ def test_two_nodes_trained_and_every_stage_left_committed_output(pacs_run: tuple
     assert (run.report / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_stages_waited_for_each_other_and_evaluation_was_one_array(pacs_run: tuple[Run, str]) -> None:
-    run, _ = pacs_run
+def test_stages_waited_for_each_other_and_evaluation_was_one_array(pacs: Finished) -> None:
+    run = pacs.run
     jobs: dict[str, str] = json.loads((run.jobs / "submitted.json").read_text())
     arrays = {job_id.split("_")[0] for name, job_id in jobs.items() if name.startswith("evaluate/")}
     assert len(arrays) == 1
@@ -79,11 +106,10 @@ def test_stages_waited_for_each_other_and_evaluation_was_one_array(pacs_run: tup
         assert ended[before] <= started[after]
 
 
-def test_running_it_again_submits_nothing(pacs_run: tuple[Run, str], devcluster: object) -> None:
-    run, _ = pacs_run
+def test_running_it_again_submits_nothing(pacs: Finished) -> None:
+    run = pacs.run
     before = (run.jobs / "submitted.json").read_text()
-    command = [sys.executable, "-m", "wiseft_dist", "run", str(run.config_file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = wiseft(run.config_file)
     assert done.returncode == 0, done.stderr
     assert "submitted" not in done.stderr
     assert (run.jobs / "submitted.json").read_text() == before

@@ -151,11 +151,20 @@ class UnderWay:
         self.process = subprocess.Popen(
             command("run", config, f"output={output}", *settings),
             stderr=subprocess.PIPE, text=True, env=os.environ | {"MARK": self.mark}, start_new_session=True,
+            # Whoever starts the tests in the background of a shell script has Ctrl-C switched off for them.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         deadline = time.monotonic() + 60
         while len(self.tasks()) < 2:
             assert time.monotonic() < deadline and self.process.poll() is None
             time.sleep(0.05)
+
+    def __enter__(self) -> UnderWay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in marked(self.mark):
+            os.kill(process, signal.SIGKILL)
 
     def wait_for_metrics(self, run: Run) -> None:
         deadline = time.monotonic() + 120
@@ -176,22 +185,22 @@ class UnderWay:
     ids=["in mid-training", "terminated while starting"],
 )
 def test_an_interrupted_run_leaves_no_process_behind(world, tmp_path, number, settings):
-    under_way = UnderWay(world.config, tmp_path / "run", *settings)
-    if number == signal.SIGINT:
-        under_way.wait_for_metrics(Run(tmp_path / "run"))
-    under_way.process.send_signal(number)
-    _, said = under_way.process.communicate(timeout=30)
-    assert under_way.process.returncode == 130
-    assert said.endswith("wiseft: interrupted. Run the same command again to go on.\n")
-    assert "Traceback" not in said
-    assert marked(under_way.mark) == {}
+    with UnderWay(world.config, tmp_path / "run", *settings) as under_way:
+        if number == signal.SIGINT:
+            under_way.wait_for_metrics(Run(tmp_path / "run"))
+        under_way.process.send_signal(number)
+        _, said = under_way.process.communicate(timeout=60)
+        assert under_way.process.returncode == 130
+        assert said.endswith("wiseft: interrupted. Run the same command again to go on.\n")
+        assert "Traceback" not in said
+        assert marked(under_way.mark) == {}
 
 
 def test_a_job_that_is_killed_fails_the_run_with_the_end_of_its_log(world, tmp_path):
-    under_way = UnderWay(world.config, tmp_path / "run")
-    for task in under_way.tasks():
-        os.kill(task, signal.SIGKILL)
-    _, said = under_way.process.communicate(timeout=30)
+    with UnderWay(world.config, tmp_path / "run") as under_way:
+        for task in under_way.tasks():
+            os.kill(task, signal.SIGKILL)
+        _, said = under_way.process.communicate(timeout=60)
     assert under_way.process.returncode == 1
     assert said.startswith("wiseft: finetune (job ")
     assert "ended without its result." in said

@@ -164,7 +164,7 @@ class CheckpointConfig(Section):
     """Save every this many optimizer steps."""
 
     every_minutes: PositiveFloat | None = 15.0
-    """Save when this much wall time has passed since the last save."""
+    """Save at the first line of metrics (``log_every``) after this much wall time since the last save."""
 
     keep_last: PositiveInt = 2
     """Committed checkpoints kept on disk. At least 2: a save that dies must leave a whole one behind."""
@@ -192,7 +192,10 @@ class FinetuneConfig(Section):
     """Samples an optimizer step, over all ranks."""
 
     micro_batch_size: PositiveInt | None = None
-    """Samples a forward pass on one rank; gradients are accumulated to the global batch. Left out: all at once."""
+    """Samples a forward pass on one rank; gradients are accumulated to the global batch. Left out: all at once.
+
+    With ``recipe=contrastive`` it also bounds the negatives: those of one forward pass over all ranks.
+    """
 
     zero_stage: Literal[1, 2, 3] = 1
     """What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 parameters too."""

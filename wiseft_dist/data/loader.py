@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -241,11 +242,17 @@ def _loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Iter
         num_workers=num_workers,
         prefetch_factor=PREFETCH if num_workers else None,
         multiprocessing_context=context if num_workers else None,
+        worker_init_fn=_ignore_preemption_signal,
     )
     for item in loader:
         if isinstance(item, RunError):
             raise item
         yield item
+
+
+def _ignore_preemption_signal(worker: int) -> None:
+    """Slurm's warning goes to every process of a job; what to do about it is the training process's business."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _error_as_last_item(items: Iterator[Item]) -> Iterator[Item | RunError]:

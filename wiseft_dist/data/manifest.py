@@ -40,8 +40,8 @@ class Shard:
     """Largest class label, -1 where samples have none."""
     held_out: tuple[int, ...]
     """Positions in the shard of the samples kept for ID validation, rising."""
-    keys_digest: str
-    """Hash of the sample keys in their order."""
+    content_digest: str
+    """Hash of every member's name, size and label, in their order."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Manifest:
     @cached_property
     def content_digest(self) -> str:
         """A hash of which samples these are, wherever they lie."""
-        return digest([[shard.num_samples, shard.keys_digest, shard.held_out] for shard in self.shards])
+        return digest([[shard.num_samples, shard.content_digest, shard.held_out] for shard in self.shards])
 
     def training_samples(self, shard: int) -> np.ndarray:
         """Positions in a shard of the samples that are trained on, rising, int64 ``[samples]``."""
@@ -123,6 +123,7 @@ def index_shards(pattern: str, *, target: Sequence[str], held_out_fraction: floa
 
 def _index_shard(url: str, *, target: tuple[str, ...], held_out_fraction: float) -> Shard:
     samples: dict[str, set[str]] = {}
+    contents: list[tuple[str, int, int]] = []  # of every member: name, bytes, label
     max_label = -1
     try:
         with storage.open_bytes(url) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -131,8 +132,9 @@ def _index_shard(url: str, *, target: tuple[str, ...], held_out_fraction: float)
                 if key is None or not member.isfile() or _METADATA.match(member.name):
                     continue
                 _add_field(samples, key, field, url)
-                if field in LABEL_FIELDS:
-                    max_label = max(max_label, _label(tar, member, url))
+                label = _label(tar, member, url) if field in LABEL_FIELDS else -1
+                max_label = max(max_label, label)
+                contents.append((member.name, member.size, label))
             _check_end(tar, stream, url)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{url}: not a readable tar file ({error}). Copy this shard again.") from error
@@ -145,7 +147,7 @@ def _index_shard(url: str, *, target: tuple[str, ...], held_out_fraction: float)
         num_samples=len(samples),
         max_label=max_label,
         held_out=tuple(index for index, key in enumerate(samples) if _hash_fraction(key) < held_out_fraction),
-        keys_digest=digest(list(samples)),
+        content_digest=digest(contents),
     )
 
 

@@ -9,19 +9,18 @@ from wiseft_dist.config import RunConfig
 from wiseft_dist.data.loader import EvaluationStream
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
 from wiseft_dist.data.transforms import evaluation_transform, normalize
-from wiseft_dist.distributed import device_of, discover_ranks, use_cores
+from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.classifier import Classifier, read_classifier
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, tracking
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None:
@@ -39,7 +38,8 @@ def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None
     todo = {name: missing for name, missing in todo.items() if missing}
     if not todo:
         return
-    use_cores(num_processes=discover_ranks().local_world_size)
+    require_single_process("evaluate")
+    use_cores(num_processes=1)
     device = device_of(discover_ranks())
     ensemble = _load_ensemble(config, run, device)
     for name, missing in todo.items():
@@ -75,7 +75,7 @@ def _evaluate_dataset(
     parameter = next(ensemble.module.parameters())
 
     def prepare(pixels: Tensor) -> Tensor:
-        return normalize(pixels.to(parameter.device, non_blocking=True), preprocess, parameter.dtype)
+        return normalize(pixels.to(parameter.device), preprocess, parameter.dtype)
 
     with progress_bar(f"evaluating {name}", total=stream.num_samples, unit="images") as bar:
         predictions = sweep(
@@ -88,4 +88,4 @@ def _evaluate_dataset(
         )
     for index, alpha in enumerate(alphas):
         cell = store.write(name, alpha, predictions, index)
-        tracker.metrics(round(alpha * 1000), {"alpha": alpha, f"{name}/top1": cell.top1})
+        tracker.metrics({f"{name}/top1": cell.top1}, alpha=alpha)

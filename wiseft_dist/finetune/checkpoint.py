@@ -11,9 +11,11 @@ import torch.distributed as dist
 
 from wiseft_dist.config import CheckpointConfig
 from wiseft_dist.distributed import Ranks, broadcast_from_main, together
-from wiseft_dist.errors import UserError
+from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.run import Run, commit, committed_checkpoints, newest_checkpoint, read_commit, sha256_file
+
+VISIBLE_SECONDS = 30.0
 
 
 class Checkpointer:
@@ -39,9 +41,11 @@ class Checkpointer:
         Raises:
             UserError: if it was written by another number of ranks, or a file is not what was committed.
         """
-        folder = newest_checkpoint(self._run)
-        if folder is None:
+        newest = newest_checkpoint(self._run) if self._ranks.is_main else None
+        name = broadcast_from_main(newest.name if newest else None)  # other nodes may not see it at once
+        if name is None:
             return 0
+        folder = self._run.checkpoints / name
         record = read_commit(folder)
         if record["world_size"] != self._ranks.world_size:
             raise UserError(
@@ -60,13 +64,15 @@ class Checkpointer:
                     f"{folder / name}: not the file that was committed. Delete {folder} to resume from the one before."
                 )
 
-    def is_due(self, step: int) -> bool:
-        """Whether the configured number of steps or minutes has passed; rank 0's clock decides."""
-        every_steps, every_minutes = self._config.every_steps, self._config.every_minutes
-        due = every_steps is not None and step % every_steps == 0
-        if not due and every_minutes is not None:
-            due = bool(broadcast_from_main(time.monotonic() - self._last_save >= 60 * every_minutes))
-        return due
+    def is_due_by_step(self, step: int) -> bool:
+        """Whether this is one of every so many steps."""
+        return self._config.every_steps is not None and step % self._config.every_steps == 0
+
+    def is_due_by_clock(self) -> bool:
+        """Whether the configured minutes have passed since the last save, by rank 0's clock: a message to all ranks."""
+        if self._config.every_minutes is None:
+            return False
+        return bool(broadcast_from_main(time.monotonic() - self._last_save >= 60 * self._config.every_minutes))
 
     def save(self, step: int, *, final: bool) -> None:
         """Save and commit. The folder exists under its name only when every rank's file is whole."""
@@ -79,6 +85,7 @@ class Checkpointer:
         self._engine.save(saving, tag=folder.name, step=step)
         dist.barrier()
         if self._ranks.is_main:
+            self._wait_for_shards(saving / folder.name)
             commit(
                 saving / folder.name,
                 folder,
@@ -91,6 +98,17 @@ class Checkpointer:
             self._delete_old()
         dist.barrier()
         self._last_save = time.monotonic()
+
+    def _wait_for_shards(self, folder: Path) -> None:
+        """A barrier does not make another node's file visible on a network file system; time does."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while len(found := list(folder.glob("*_optim_states.pt"))) < self._ranks.world_size:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{folder}: {len(found)} of {self._ranks.world_size} ranks' files can be seen from the first node. "
+                    "Put the run on a file system that all nodes share."
+                )
+            time.sleep(0.2)
 
     def _delete_old(self) -> None:
         """Keep the last few. A failed delete is reported, and training goes on."""

@@ -57,11 +57,14 @@ class Loop:
                 meter.loss += self._step(batch, step)
                 finished = step + 1
                 is_last = finished == self.total_steps
-                saves = not is_last and checkpointer.is_due(finished)
-                if saves or is_last or finished % self.config.log_every == 0:
+                logs = is_last or finished % self.config.log_every == 0
+                # The clock is asked only where the ranks wait for each other anyway.
+                due = checkpointer.is_due_by_step(finished) or (logs and checkpointer.is_due_by_clock())
+                saves = due and not is_last
+                if saves or logs:
                     values = meter.read(finished)
                     if tracker is not None:
-                        tracker.metrics(finished, values)
+                        tracker.metrics(values, step=finished)
                         bar.update(completed=finished, note=f"loss {values['loss']:.3f}")
                 if saves:  # only after the metrics were read: they refuse a run that is beyond repair
                     checkpointer.save(finished, final=False)
@@ -79,8 +82,8 @@ class Loop:
         torch.manual_seed(int(np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(1)[0]))
         losses = []
         for micro in batch.split(self.micro_batch_size):
-            pixels = micro.images.to(self.engine.device, non_blocking=True)
-            targets = micro.targets.to(self.engine.device, non_blocking=True)
+            pixels = micro.images.to(self.engine.device)
+            targets = micro.targets.to(self.engine.device)
             images = normalize(pixels, self.preprocess, self.engine.dtype)
             loss = self.recipe.loss(self.engine.forward, images, targets)
             self.engine.backward(loss)

@@ -9,7 +9,15 @@ from wiseft_dist.data.loader import TrainStream, sample_order
 from wiseft_dist.data.stage import TRAIN, index, load_manifest
 from wiseft_dist.data.transforms import training_transform
 from wiseft_dist.data.vocabulary import load_vocabulary
-from wiseft_dist.distributed import Ranks, device_of, discover_ranks, process_group, together, use_cores
+from wiseft_dist.distributed import (
+    Ranks,
+    broadcast_from_main,
+    device_of,
+    discover_ranks,
+    process_group,
+    together,
+    use_cores,
+)
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
@@ -25,12 +33,14 @@ from wiseft_dist.tracking import Tracker, tracking
 
 def finetune(config: RunConfig, run: Run) -> None:
     """Write theta_0, train to theta_1 from wherever an earlier session stopped, commit the last checkpoint."""
-    if run.final_checkpoint() is not None:
-        return
     ranks = discover_ranks()
+    if ranks.world_size == 1 and run.final_checkpoint() is not None:
+        return
     _check_world_size(config, ranks)
     use_cores(ranks.local_world_size)
     with process_group(ranks, timeout_minutes=config.distributed.timeout_minutes):
+        if broadcast_from_main(ranks.is_main and run.final_checkpoint() is not None):
+            return
         recipe = make_recipe(config.finetune)
         together(lambda: _prepare(config, run, recipe, ranks))
         if ranks.is_main:

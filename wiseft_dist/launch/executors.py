@@ -20,6 +20,11 @@ from wiseft_dist.launch.processes import end_processes
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run
 
+MAX_REQUEUES = 100
+"""Time limits that a job may run into; what it has committed by then is not lost."""
+SQUEUE_PATIENCE = 5
+"""Times in a row that squeue may fail to answer."""
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -43,6 +48,8 @@ class Executor(Protocol):
 
     chains: bool
     """Whether a step can be submitted before the step it waits for has ended."""
+    poll_seconds: float
+    """Time between two looks at the jobs."""
 
     def max_parallel(self, resources: Resources) -> int:
         """Jobs with these resources that may run side by side."""
@@ -69,6 +76,7 @@ class LocalExecutor:
     """Processes on this machine, through the same submitit path that a cluster uses."""
 
     chains = False
+    poll_seconds = 0.5
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -91,7 +99,8 @@ class LocalExecutor:
                 stderr_to_stdout=True,
                 setup=list(resources.setup),
             )
-            with _environment(self._cores_of(job, at_once)), _stderr_to(self._run.jobs / "controllers.log"):
+            cores = str(self._cores_of(job, at_once))
+            with _clean_environment(WISEFT_CPUS_PER_TASK=cores), _stderr_to(self._run.jobs / "controllers.log"):
                 handle = executor.submit(StageJob(self._run, job.stage, job.dataset))
             submitted.append(Submitted(job, handle))
         return submitted
@@ -114,9 +123,11 @@ class SlurmExecutor:
     """Slurm jobs; the jobs of a step are one array, steps are chained by ``afterok``."""
 
     chains = True
+    poll_seconds = 2.0
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._failures = 0
 
     def max_parallel(self, resources: Resources) -> int:
         """As configured: Slurm itself holds back the rest of an array."""
@@ -126,7 +137,7 @@ class SlurmExecutor:
         """Submit the jobs; Slurm removes them should one of ``after`` fail."""
         stage, resources = jobs[0].stage, jobs[0].resources
         try:
-            executor = submitit.SlurmExecutor(_folder(self._run, stage))
+            executor = submitit.SlurmExecutor(_folder(self._run, stage), max_num_timeout=MAX_REQUEUES)
         except RuntimeError as error:
             raise UserError(
                 "launch.executor is slurm, but there is no `srun` here: use launch.executor=local."
@@ -134,11 +145,8 @@ class SlurmExecutor:
         executor.update_parameters(**_slurm_parameters(self._run, stage, resources, after))
         calls = [StageJob(self._run, job.stage, job.dataset) for job in jobs]
         try:
-            if len(calls) == 1:
-                handles = [executor.submit(calls[0])]
-            else:
-                with executor.batch():
-                    handles = [executor.submit(call) for call in calls]
+            with _clean_environment():
+                handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)
         except submitit.core.utils.FailedJobError as error:
             raise RunError(f"Slurm refused the {stage} job: {_last_line(str(error))}") from error
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
@@ -147,7 +155,20 @@ class SlurmExecutor:
         """Those that squeue knows as waiting or running."""
         if not submitted:
             return set()
-        return active_ids([item.job_id for item in submitted])
+        ids = [item.job_id for item in submitted]
+        try:
+            active = active_ids(ids)
+        except RunError:  # a busy controller; only its lasting silence is an error
+            self._failures += 1
+            if self._failures >= SQUEUE_PATIENCE:
+                raise
+            return set(ids)
+        self._failures = 0
+        return active
+
+    def attach(self, job: Job, job_id: str) -> Submitted:
+        """A job that an earlier call submitted."""
+        return Submitted(job, submitit.SlurmJob(_folder(self._run, job.stage), job_id))
 
     def cancel(self, submitted: Sequence[Submitted]) -> None:
         """Remove them from the queue."""
@@ -178,6 +199,7 @@ def active_ids(job_ids: Sequence[str]) -> set[str]:
 
 
 def _slurm_parameters(run: Run, stage: str, resources: Resources, after: Sequence[Submitted]) -> dict[str, Any]:
+    cores = resources.cpus_per_task or 1
     additional: dict[str, Any] = {name.replace("_", "-"): value for name, value in resources.extra.items()}
     if after:
         ids = sorted({item.job_id.split("_")[0] for item in after})
@@ -186,7 +208,7 @@ def _slurm_parameters(run: Run, stage: str, resources: Resources, after: Sequenc
         "job_name": f"{run.path.name}-{stage}",
         "nodes": resources.nodes,
         "ntasks_per_node": resources.tasks_per_node,
-        "cpus_per_task": resources.cpus_per_task or 1,
+        "cpus_per_task": cores,
         "gpus_per_node": resources.gpus_per_node or None,
         "mem": f"{round(resources.mem_gb * 1024)}M" if resources.mem_gb else None,
         "time": resources.timeout_minutes,
@@ -197,6 +219,8 @@ def _slurm_parameters(run: Run, stage: str, resources: Resources, after: Sequenc
         "setup": list(resources.setup) or None,
         "array_parallelism": resources.max_parallel,
         "stderr_to_stdout": True,
+        # Since Slurm 22.05 srun does not take the cores a task from sbatch; a rank that dies should end the others.
+        "srun_args": [f"--cpus-per-task={cores}", "--kill-on-bad-exit=1"],
         "additional_parameters": additional,
     }
     return {name: value for name, value in parameters.items() if value is not None}
@@ -212,17 +236,16 @@ def _last_line(text: str) -> str:
 
 
 @contextmanager
-def _environment(cores: int) -> Iterator[None]:
-    """What a local job inherits: its share of the cores, and no rank of a surrounding job."""
-    before = dict(os.environ)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
-    os.environ["WISEFT_CPUS_PER_TASK"] = str(cores)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _clean_environment(**settings: str) -> Iterator[None]:
+    """What a job inherits: of a surrounding job or process group the cluster's address alone, and ``settings``."""
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    with submitit.helpers.clean_env(extra_names=tuple(settings)):
+        os.environ.update(kept | settings)
+        try:
+            yield
+        finally:
+            for name in settings:
+                del os.environ[name]
 
 
 @contextmanager

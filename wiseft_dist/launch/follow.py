@@ -14,14 +14,14 @@ from typing import Any
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.launch.executors import Executor, Submitted, active_ids, make_executor
+from wiseft_dist.launch.executors import Executor, SlurmExecutor, Submitted, active_ids, make_executor
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.pipeline import Job, Step, is_finished, remaining
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.run import Run, write_atomically
 from wiseft_dist.tracking import read_events
 
-POLL_SECONDS = 0.5
+SETTLE_SECONDS = 0.5
 VISIBLE_SECONDS = 20.0
 """How long a shared file system may take to show what an ended job has written."""
 LOG_TAIL_LINES = 15
@@ -37,14 +37,19 @@ def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
     run.jobs.mkdir(parents=True, exist_ok=True)
     with _only_one(run):
         executor = make_executor(config, run)
-        if executor.chains:
-            watch = _Watch(config, run, executor)
-            watch.add(_submit_chain(config, run, executor))
-            if not detach:
-                _follow_chain(watch)
+        if isinstance(executor, SlurmExecutor):
+            _run_chain(config, run, executor, detach=detach)
         else:
             for step in remaining(config, run):
                 _run_step(config, run, executor, step)
+
+
+def queued_jobs(run: Run) -> dict[str, str]:
+    """Names and ids of the run's Slurm jobs that an earlier call submitted and that wait or run."""
+    ledger = _ledger(run)
+    submitted: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
+    alive = active_ids(list(submitted.values())) if submitted else set()
+    return {name: job_id for name, job_id in submitted.items() if job_id in alive}
 
 
 @contextmanager
@@ -74,29 +79,42 @@ def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> No
             raise
 
 
-def _submit_chain(config: RunConfig, run: Run, executor: Executor) -> list[Submitted]:
-    """Submit every step at once, each after the one before; jobs of an earlier call that still live are left alone."""
-    steps = remaining(config, run)
-    ledger = run.jobs / "submitted.json"
-    earlier: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
-    alive = active_ids(list(earlier.values())) if earlier else set()
-    if alive:
-        names = ", ".join(f"{name} ({job_id})" for name, job_id in earlier.items() if job_id in alive)
-        raise UserError(f"{run.path}: jobs of this run are in the queue already: {names}; nothing was started.")
+def _run_chain(config: RunConfig, run: Run, executor: SlurmExecutor, *, detach: bool) -> None:
+    """Follow what is in the queue already, then submit and follow what is left."""
+    watch = _Watch(config, run, executor)
+    queued = queued_jobs(run)
+    jobs = {job.name: job for step in remaining(config, run) for job in step.jobs}
+    watch.add([executor.attach(jobs[name], job_id) for name, job_id in queued.items() if name in jobs])
+    if queued:
+        _say(f"in the queue already: {', '.join(f'{name} ({job_id})' for name, job_id in queued.items())}")
+        if detach:
+            return
+        _follow(watch)
+    watch.add(_submit_chain(config, run, executor))
+    if not detach:
+        _follow(watch)
+
+
+def _submit_chain(config: RunConfig, run: Run, executor: SlurmExecutor) -> list[Submitted]:
+    """Submit every step that is left at once, each after the one before."""
     submitted: list[Submitted] = []
     last: list[Submitted] = []
-    for step in steps:
+    for step in remaining(config, run):
         last = executor.submit(step.jobs, after=last)
         submitted += last
-        write_atomically(ledger, json.dumps({item.job.name: item.job_id for item in submitted}, indent=1))
+        write_atomically(_ledger(run), json.dumps({item.job.name: item.job_id for item in submitted}, indent=1))
         _say(f"{step.stage}: submitted as {', '.join(item.job_id for item in last)}")
     return submitted
 
 
-def _follow_chain(watch: _Watch) -> None:
+def _follow(watch: _Watch) -> None:
     with watch.stages(remaining(watch.config, watch.run)):
         while watch.open:
             watch.poll()
+
+
+def _ledger(run: Run) -> Path:
+    return run.jobs / "submitted.json"
 
 
 def _say(text: str) -> None:
@@ -143,7 +161,7 @@ class _Watch:
         if self._bar.is_visible:
             self._bar.update(note=_latest(self.run))
         if self.open:
-            time.sleep(POLL_SECONDS)
+            time.sleep(self.executor.poll_seconds)
 
     def _settle(self, item: Submitted) -> None:
         """A job has ended: its output must be there, soon."""
@@ -153,7 +171,7 @@ class _Watch:
             reason = _failure(read_events(self.run)[self._num_earlier_events :], item.job)
             if reason is not None or time.monotonic() > deadline:
                 raise _ended_without_result(item, reason)
-            time.sleep(POLL_SECONDS)
+            time.sleep(SETTLE_SECONDS)
 
 
 def _latest(run: Run) -> str:

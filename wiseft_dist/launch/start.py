@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist import storage
-from wiseft_dist.config import RunConfig, batch_arithmetic
+from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import ID_VAL, index, index_all, load_manifest
-from wiseft_dist.errors import RunError
-from wiseft_dist.launch.follow import run_pipeline
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.launch.follow import queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_model_files
 from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
 from wiseft_dist.run import Run, is_committed, open_run
@@ -27,7 +27,15 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
         RunError: if a job fails.
     """
     config = resolve_paths(config)
-    batch_arithmetic(config, config.launch.finetune.num_tasks)
+    world_size = config.launch.finetune.num_tasks
+    batch_arithmetic(config, world_size)
+    lanes = config.data.lanes // world_size
+    if config.data.workers > lanes:
+        print(
+            f"wiseft: data.workers is {config.data.workers}, but a rank reads {lanes} lanes and uses as many workers: "
+            f"set data.lanes to {config.data.workers * world_size} or more before the first start.",
+            file=sys.stderr,
+        )
     run = _open(config)
     if detach and config.launch.executor == "local":
         _start_in_background(run)
@@ -45,6 +53,8 @@ def _open(config: RunConfig) -> Run:
     """
     run = Run(Path(config.output))
     is_new = not run.config_file.is_file()
+    if not is_new:
+        _refuse_to_change_under_jobs(config, run)
     if not is_committed(run.zero_shot):
         check_model_files(config.model)
     open_run(config)
@@ -55,6 +65,18 @@ def _open(config: RunConfig) -> Run:
             shutil.rmtree(run.path)
         raise
     return run
+
+
+def _refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
+    """Jobs in the queue read the run's settings when they start: those must still be the ones they were made for."""
+    if dump_config(config) == dump_config(run.load_config()):
+        return
+    queued = queued_jobs(run)
+    if queued:
+        raise UserError(
+            f"{run.path}: jobs of this run are in the queue ({', '.join(queued.values())}) with other settings; "
+            "nothing was changed. Wait for them or `scancel` them."
+        )
 
 
 def preview(config: RunConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import wiseft_dist
 from wiseft_dist.config import MergeConfig, RunConfig
+from wiseft_dist.distributed import require_single_process
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.pairing import Pair, pair
 from wiseft_dist.merge.sources import open_weights
@@ -29,6 +30,9 @@ def merge(config: RunConfig, run: Run) -> None:
     missing = run.missing_ensembles(config.merge.alphas)
     if not missing:
         return
+    require_single_process("merge")
+    for abandoned in run.merged.glob(".alpha_*"):  # a merge that was killed; its ensembles were never committed
+        shutil.rmtree(abandoned, ignore_errors=True)
     checkpoint = run.finished_checkpoint()
     trained = read_commit(checkpoint)["trained"]
     sources = {

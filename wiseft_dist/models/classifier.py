@@ -15,6 +15,17 @@ from wiseft_dist.models.clip import Clip, create_unweighted, read_config
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, HEAD_PREFIX, WEIGHTS_FILE
 
 
+class Head(nn.Linear):
+    """A linear layer that computes in fp32 whatever its weights are kept in.
+
+    The logit scale of about 100 is folded into the weights: logits rounded to bf16 would tie.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits fp32 ``[batch, classes]`` of features ``[batch, embedding]``."""
+        return functional.linear(features.float(), self.weight.float(), self.bias.float())
+
+
 class Classifier(nn.Module):
     """Image to class logits. Parameter names are open_clip's ``visual.*``, and ``head.*``."""
 
@@ -28,7 +39,7 @@ class Classifier(nn.Module):
         return functional.normalize(self.visual(images), dim=-1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[batch, classes]``."""
+        """Logits fp32 ``[batch, classes]``."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
@@ -60,7 +71,7 @@ def read_head(folder: Path) -> nn.Linear:
     """The head of a written classifier."""
     weights = safetensors.torch.load_file(folder / HEAD_FILE)
     num_classes, width = weights[HEAD_PREFIX + "weight"].shape
-    head = nn.Linear(width, num_classes)
+    head = Head(width, num_classes)
     head.load_state_dict({name.removeprefix(HEAD_PREFIX): value for name, value in weights.items()})
     return head
 
