@@ -44,30 +44,18 @@ class Submitted:
 
 
 class Executor(Protocol):
-    """Where jobs run."""
+    """Where jobs run: what watching them needs to know."""
 
-    chains: bool
-    """Whether a step can be submitted before the step it waits for has ended."""
     poll_seconds: float
     """Time between two looks at the jobs."""
-
-    def max_parallel(self, resources: Resources) -> int:
-        """Jobs with these resources that may run side by side."""
-
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
-        """Hand over jobs of one step, to start when those of ``after`` have succeeded.
-
-        ``at_once`` is how many jobs of the step share this machine.
-        """
+    visible_seconds: float
+    """How long its file system may take to show what an ended job has written."""
 
     def active(self, submitted: Sequence[Submitted]) -> set[str]:
         """The ids of those that are waiting or running."""
 
-    def cancel(self, submitted: Sequence[Submitted]) -> None:
-        """Stop them."""
 
-
-def make_executor(config: RunConfig, run: Run) -> Executor:
+def make_executor(config: RunConfig, run: Run) -> LocalExecutor | SlurmExecutor:
     """The executor that ``launch.executor`` names."""
     return SlurmExecutor(run) if config.launch.executor == "slurm" else LocalExecutor(run)
 
@@ -75,8 +63,8 @@ def make_executor(config: RunConfig, run: Run) -> Executor:
 class LocalExecutor:
     """Processes on this machine, through the same submitit path that a cluster uses."""
 
-    chains = False
     poll_seconds = 0.5
+    visible_seconds = 0.0
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -86,24 +74,20 @@ class LocalExecutor:
         """One a core; jobs that want GPUs run in turn, because submitit gives each the first ones."""
         return 1 if resources.gpus_per_node else self._cores
 
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
-        """Start the jobs now; ``after`` has ended already."""
-        submitted = []
-        for job in jobs:
-            resources = job.resources
-            executor = submitit.LocalExecutor(_folder(self._run, job.stage))
-            executor.update_parameters(
-                tasks_per_node=resources.num_tasks,  # this machine stands for all nodes
-                gpus_per_node=resources.gpus_per_node * resources.nodes,
-                timeout_min=resources.timeout_minutes,
-                stderr_to_stdout=True,
-                setup=list(resources.setup),
-            )
-            cores = str(self._cores_of(job, at_once))
-            with _clean_environment(WISEFT_CPUS_PER_TASK=cores), _stderr_to(self._run.jobs / "controllers.log"):
-                handle = executor.submit(StageJob(self._run, job.stage, job.dataset))
-            submitted.append(Submitted(job, handle))
-        return submitted
+    def submit(self, job: Job, *, at_once: int) -> Submitted:
+        """Start a job now; ``at_once`` is how many of its step share this machine."""
+        resources = job.resources
+        executor = submitit.LocalExecutor(_folder(self._run, job.stage))
+        executor.update_parameters(
+            tasks_per_node=resources.num_tasks,  # this machine stands for all nodes
+            gpus_per_node=resources.gpus_per_node * resources.nodes,
+            timeout_min=resources.timeout_minutes,
+            stderr_to_stdout=True,
+            setup=list(resources.setup),
+        )
+        cores = str(self._cores_of(job, at_once))
+        with _clean_environment(WISEFT_CPUS_PER_TASK=cores), _stderr_to(self._run.jobs / "controllers.log"):
+            return Submitted(job, executor.submit(StageJob(self._run, job.stage, job.dataset)))
 
     def active(self, submitted: Sequence[Submitted]) -> set[str]:
         """Those whose processes live."""
@@ -122,19 +106,15 @@ class LocalExecutor:
 class SlurmExecutor:
     """Slurm jobs; the jobs of a step are one array, steps are chained by ``afterok``."""
 
-    chains = True
     poll_seconds = 2.0
+    visible_seconds = 20.0
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._failures = 0
 
-    def max_parallel(self, resources: Resources) -> int:
-        """As configured: Slurm itself holds back the rest of an array."""
-        return resources.max_parallel
-
-    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted], *, at_once: int = 1) -> list[Submitted]:
-        """Submit the jobs; Slurm removes them should one of ``after`` fail."""
+    def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
+        """Submit the jobs of a step, to start when those of ``after`` have succeeded; else Slurm drops them."""
         stage, resources = jobs[0].stage, jobs[0].resources
         try:
             executor = submitit.SlurmExecutor(_folder(self._run, stage), max_num_timeout=MAX_REQUEUES)
@@ -169,10 +149,6 @@ class SlurmExecutor:
     def attach(self, job: Job, job_id: str) -> Submitted:
         """A job that an earlier call submitted."""
         return Submitted(job, submitit.SlurmJob(_folder(self._run, job.stage), job_id))
-
-    def cancel(self, submitted: Sequence[Submitted]) -> None:
-        """Remove them from the queue."""
-        subprocess.run(["scancel", *(item.job_id for item in submitted)], check=False)
 
 
 def active_ids(job_ids: Sequence[str]) -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.launch.executors import Executor, SlurmExecutor, Submitted, active_ids, make_executor
+from wiseft_dist.launch.executors import Executor, LocalExecutor, SlurmExecutor, Submitted, active_ids, make_executor
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.pipeline import Job, Step, is_finished, remaining
 from wiseft_dist.progress import Bar, progress_bar
@@ -22,8 +22,6 @@ from wiseft_dist.run import Run, write_atomically
 from wiseft_dist.tracking import read_events
 
 SETTLE_SECONDS = 0.5
-VISIBLE_SECONDS = 20.0
-"""How long a shared file system may take to show what an ended job has written."""
 LOG_TAIL_LINES = 15
 
 
@@ -63,7 +61,7 @@ def _only_one(run: Run) -> Iterator[None]:
         yield
 
 
-def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> None:
+def _run_step(config: RunConfig, run: Run, executor: LocalExecutor, step: Step) -> None:
     """Run the jobs of a step, as many side by side as the machine allows."""
     watch = _Watch(config, run, executor)
     waiting = list(step.jobs)
@@ -72,7 +70,7 @@ def _run_step(config: RunConfig, run: Run, executor: Executor, step: Step) -> No
         try:
             while waiting or watch.open:
                 while waiting and len(watch.open) < limit:
-                    watch.add(executor.submit([waiting.pop(0)], after=[], at_once=limit))
+                    watch.add([executor.submit(waiting.pop(0), at_once=limit)])
                 watch.poll()
         except BaseException:
             executor.cancel(watch.open)
@@ -165,8 +163,7 @@ class _Watch:
 
     def _settle(self, item: Submitted) -> None:
         """A job has ended: its output must be there, soon."""
-        patience = VISIBLE_SECONDS if self.executor.chains else 0.0
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + self.executor.visible_seconds
         while not is_finished(self.config, self.run, item.job):
             reason = _failure(read_events(self.run)[self._num_earlier_events :], item.job)
             if reason is not None or time.monotonic() > deadline:
