@@ -28,9 +28,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from wiseft_dist.config import ModelConfig
-from wiseft_dist.data.loader import Batch, EvaluationStream
-from wiseft_dist.data.manifest import LABEL_FIELDS, Manifest, index_shards
+from wiseft_dist.data.batch import Batch
+from wiseft_dist.data.evaluation import EvaluationStream
+from wiseft_dist.data.manifest import Manifest, index_shards
 from wiseft_dist.data.shards import read_shard
+from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.transforms import evaluation_transform, normalize
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.evaluate.sweep import sweep

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from swift_store import SwiftStore, need_swift, running_swift
 from tiny_run import World, make_world, wiseft
 
 from wiseft_dist.config import RunConfig
@@ -46,3 +48,11 @@ def copied(finished: FinishedRun, tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.config_file.write_text(run.config_file.read_text().replace(str(finished.run.path), str(run.path)))
     return run
+
+
+@pytest.fixture(scope="session")
+def swift() -> Iterator[SwiftStore]:
+    """A real S3 store with an empty bucket `bucket`; `swift.environment` is what a client needs."""
+    need_swift()
+    with running_swift() as store:
+        yield store

@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_divide_is_answered_with_those_that_do(world, tmp_
 
 def test_a_missing_shard_is_named(world, tmp_path):
     said = refused("run", world.config, f"output={tmp_path / 'run'}", f"data.train={world.data}/train/{{0..9}}.tar")
-    assert f"{world.data}/train/8.tar: this shard does not exist." in said
+    assert f"{world.data}/train/8.tar: this shard does not exist; 2 of 10 are missing (8.tar, 9.tar)." in said
 
 
 def test_a_truncated_shard_is_named_and_the_mended_run_starts_in_the_same_directory(world, tmp_path):

@@ -12,6 +12,7 @@ import typer
 
 from wiseft_dist import __version__
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.shards_command import app as shards_app
 
 app = typer.Typer(
     name="wiseft",
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(shards_app)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -134,7 +136,7 @@ def merge(
     run_directory: Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")] = None,
     zero_shot: Annotated[Path | None, typer.Option("--zero-shot", help="theta_0: file or folder.")] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help="theta_1: the same, or DeepSpeed.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Folder for the ensembles.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Folder for the ensembles, or a store's.")] = None,
     alphas: Annotated[str, typer.Option("--alphas", help="Grid 0:1:0.1 or list 0,0.5,1.")] = "0:1:0.1",
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
     carry: Annotated[list[str] | None, typer.Option("--carry", help="Tensors only theta_0 has: a pattern.")] = None,
@@ -147,11 +149,14 @@ def merge(
     if zero_shot is None or finetuned is None or output is None:
         raise UserError("wiseft merge needs RUN, or all of --zero-shot, --finetuned and --output.")
     from wiseft_dist.config import MergeConfig, parse_section
-    from wiseft_dist.merge.stage import merge_files
+    from wiseft_dist.merge.stage import merge_files, merge_to_store
+    from wiseft_dist.storage import is_remote
 
     settings = parse_section(MergeConfig, {"alphas": alphas, "dtype": dtype}, source="wiseft merge")
-    for folder in merge_files(zero_shot, finetuned, output, settings, carry=tuple(carry or ())):
-        print(folder)
+    if is_remote(output):
+        print(*merge_to_store(zero_shot, finetuned, output, settings, carry=tuple(carry or ())), sep="\n")
+    else:
+        print(*merge_files(zero_shot, finetuned, Path(output), settings, carry=tuple(carry or ())), sep="\n")
 
 
 @app.command()

@@ -12,6 +12,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
 
@@ -59,11 +60,11 @@ def plan(config: RunConfig, datasets: Collection[str], finished: Collection[str]
 
 
 def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
-    """Whether the job's output is on disk, committed and current."""
+    """Whether the job's output is on disk, committed and current, and published where the run says so."""
     if job.stage == "finetune":
         return run.final_checkpoint() is not None
     if job.stage == "merge":
-        return not run.missing_ensembles(config.merge.alphas)
+        return not run.missing_ensembles(config.merge.alphas) and ensembles_are_published(config, run)
     if run.final_checkpoint() is None:
         return False
     store = CellStore(config, run)
@@ -73,7 +74,8 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
     if not run.results_file.is_file() or not run.selection_file.is_file():
         return False
     current = store.report_digest(datasets_to_evaluate(config, run))
-    return bool(json.loads(run.selection_file.read_text()).get("cells") == current)
+    is_current = json.loads(run.selection_file.read_text()).get("cells") == current
+    return is_current and report_is_published(config, run)
 
 
 def remaining(config: RunConfig, run: Run) -> list[Step]:

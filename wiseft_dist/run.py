@@ -25,7 +25,7 @@ IDENTITY = (
     "seed",
     "model",
     *(f"data.{name}" for name in ("train", "classnames", "templates", "id_val_fraction")),
-    *(f"data.{name}" for name in ("crop_scale", "lanes", "block_shards")),
+    *(f"data.{name}" for name in ("augment", "lanes", "block_samples")),
     "finetune",
     "merge.method",
     "merge.dtype",

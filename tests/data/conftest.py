@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wiseft_dist.data.manifest import LABEL_FIELDS, Manifest, index_shards
+from wiseft_dist.data.manifest import Manifest, index_shards
 from wiseft_dist.data.pack import EncodedSample, write_split
+from wiseft_dist.data.tar import LABEL_FIELDS
 
 MakeShards = Callable[..., Path]
+WriteTar = Callable[..., Path]
 
 
 def picture(number: int, size: tuple[int, int] = (20, 16)) -> bytes:
@@ -34,6 +37,23 @@ def make_shards(tmp_path: Path) -> MakeShards:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def write_tar(tmp_path: Path) -> WriteTar:
+    """Write files, as (name, content), to a tar file."""
+
+    def write(name: str, files: list[tuple[str, bytes]]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for file, content in files:
+                member = tarfile.TarInfo(file)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return path
+
+    return write
 
 
 @pytest.fixture

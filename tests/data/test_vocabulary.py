@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from wiseft_dist.config import DataConfig
-from wiseft_dist.data.manifest import LABEL_FIELDS, index_shards
+from wiseft_dist.data.manifest import index_shards
 from wiseft_dist.data.pack import CLASSNAMES_FILE, TEMPLATES_FILE, write_vocabulary
+from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.vocabulary import check_labels, load_vocabulary
 from wiseft_dist.errors import UserError
 

@@ -8,10 +8,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from wiseft_dist.data import loader
-from wiseft_dist.data.loader import EvaluationStream
+from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.stage import load_manifest
-from wiseft_dist.data.transforms import evaluation_transform, normalize
+from wiseft_dist.data.transforms import EvaluationTransform, evaluation_transform, normalize
 from wiseft_dist.evaluate.cells import PREDICTIONS_FILE, CellStore
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
@@ -92,8 +91,10 @@ def test_batches_and_cache_do_not_change_predictions(stream, prepare, ensemble, 
 
 def test_every_picture_is_decoded_once_for_all_alphas(monkeypatch, stream, prepare, ensemble):
     decoded = []
-    decode = loader.decode
-    monkeypatch.setattr(loader, "decode", lambda data: decoded.append(data) or decode(data))
+    transform = EvaluationTransform.__call__
+    monkeypatch.setattr(
+        EvaluationTransform, "__call__", lambda self, data, out: decoded.append(data) or transform(self, data, out)
+    )
     seen = []
     batches = stream.batches(4, num_workers=0)
     sweep(ensemble, batches, ALPHAS, prepare=prepare, cache_images=4, on_progress=seen.append)

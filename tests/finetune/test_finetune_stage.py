@@ -12,8 +12,9 @@ import torch
 from tiny_finetune import NUM_SAMPLES, launch, metrics, tiny_config, trained, write_shards
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.loader import Batch, TrainStream, sample_order
+from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.stage import TRAIN, load_manifest
+from wiseft_dist.data.stream import TrainStream, sample_order
 from wiseft_dist.data.transforms import normalize, training_transform
 from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.schedule import learning_rate, total_steps
@@ -30,8 +31,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def global_batches(config: RunConfig, run: Run, preprocess: Any, target: Any) -> Iterator[Batch]:
     manifest, data = load_manifest(run, TRAIN), config.data
-    order = sample_order(manifest, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards)
-    transform = training_transform(preprocess, data.crop_scale)
+    order = sample_order(manifest, seed=config.seed, lanes=data.lanes, block_samples=data.block_samples)
+    transform = training_transform(preprocess, data.augment)
     stream = TrainStream(manifest, order, transform, target, config.finetune.global_batch_size)
     return stream.batches(first_step=0, rank=0, world_size=1, num_workers=0)
 

@@ -3,6 +3,7 @@
 from wiseft_dist.config.batch import batch_arithmetic
 from wiseft_dist.config.reading import dump_config, load_config, parse_section
 from wiseft_dist.config.sections import (
+    AugmentConfig,
     CheckpointConfig,
     DataConfig,
     DistributedConfig,
@@ -21,6 +22,7 @@ from wiseft_dist.config.sections import (
 )
 
 __all__ = [
+    "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
     "DistributedConfig",

@@ -18,10 +18,25 @@ from pydantic import (
     model_validator,
 )
 
+from wiseft_dist import storage
+from wiseft_dist.errors import UserError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MAX_GRID_STEPS = 10_000
+
+
+def refuse_as_target(url: str) -> None:
+    """Refuse a place where models cannot be uploaded to, before any work is done for it.
+
+    Raises:
+        UserError: if the URL carries credentials or is a web server's.
+    """
+    storage.refuse_credentials(url)
+    if url.startswith("http"):
+        raise UserError(f"{url}: a web server takes no uploads. Name a bucket (s3, gs or az) or a folder.")
 
 
 class Section(BaseModel):
@@ -70,6 +85,44 @@ class ModelConfig(Section):
     """A pretrained tag, a local file or a URL. Left out: the folder's own weights, or random ones for pre-training."""
 
 
+class AugmentConfig(Section):
+    """What training does to a picture, and to a batch of them. Evaluation does none of it."""
+
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.0)
+    """Area that a random resized crop keeps. The default is the paper's minimal crop (arXiv 2109.01903, appendix D);
+    (0.08, 1.0) is the Inception crop."""
+
+    horizontal_flip: Probability = 0.0
+    """Probability of mirroring a picture."""
+
+    rand_augment_ops: NonNegativeInt = 0
+    """RandAugment (arXiv 1909.13719): operations a picture, 0 for none."""
+
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """RandAugment: strength of each operation."""
+
+    random_erasing: Probability = 0.0
+    """Probability of painting a rectangle of a picture with the mean colour (arXiv 1708.04896)."""
+
+    mixup: NonNegativeFloat = 0.0
+    """Mixup (arXiv 1710.09412): alpha of the Beta distribution, 0 for none."""
+
+    cutmix: NonNegativeFloat = 0.0
+    """CutMix (arXiv 1905.04899): alpha of the Beta distribution, 0 for none. With mixup: one of both a batch."""
+
+    scaled_decode: bool = False
+    """Let the JPEG decoder shrink large pictures on the way (in the DCT domain). Faster; changes pixels slightly."""
+
+    @model_validator(mode="after")
+    def _crops_are_parts(self) -> Self:
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(
+                f"data.augment.crop_scale is [{low:g}, {high:g}]: give the smaller share first, neither above 1"
+            )
+        return self
+
+
 class DataConfig(Section):
     """Where the shards are and how training samples are drawn from them."""
 
@@ -89,19 +142,28 @@ class DataConfig(Section):
     """A file with one prompt template a line, ``{c}`` for the class. Left out: the file beside the training shards."""
 
     id_val_fraction: Fraction = 0.02
-    """Part of the training set, chosen by hash of the sample's key, that is never trained on."""
+    """Part of the training set, spread evenly over its shards, that is never trained on."""
 
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.0)
-    """Area that a training crop keeps (arXiv 2109.01903, appendix D: the minimal random crop)."""
+    augment: AugmentConfig = AugmentConfig()
+    """What training does to a picture."""
 
     lanes: PositiveInt = 16
     """Canonical lanes of the sample order. Fixed for the life of a run; any of its divisors can be the world size."""
 
-    block_shards: PositiveInt = 2
-    """Shards of a lane that are held in memory and shuffled together. Memory: lanes of a rank x this x a shard."""
+    block_samples: PositiveInt = 512
+    """Samples of a lane that are shuffled together. Memory of a rank: its lanes x this x the bytes of a sample."""
 
     workers: NonNegativeInt = 2
     """Decoding processes a rank. Does not change the order of the samples."""
+
+    max_bad_samples: NonNegativeInt = 16
+    """Training samples an epoch that may fail to decode before the run stops. Each is named; none is lost silently."""
+
+    cache: str | None = None
+    """Folder on a node's own disk that keeps shards once they were read, shared by the node's processes."""
+
+    cache_gb: PositiveFloat = 200.0
+    """Size of the cache, in 10^9 bytes; the shards unused for longest go first."""
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:
@@ -116,13 +178,6 @@ class DataConfig(Section):
                 )
         if twice := set(self.reference) & set(self.shifts):
             raise ValueError(f"dataset {min(twice)!r} is both the reference and a shift")
-        return self
-
-    @model_validator(mode="after")
-    def _crops_are_parts(self) -> Self:
-        low, high = self.crop_scale
-        if not low <= high <= 1:
-            raise ValueError(f"data.crop_scale is [{low:g}, {high:g}]: give the smaller share first, neither above 1")
         return self
 
     @property
@@ -243,6 +298,12 @@ class EvaluateConfig(Section):
 
     workers: NonNegativeInt = 2
     """Decoding processes a dataset."""
+
+    preprocess: Literal["fast", "exact"] = "fast"
+    """``fast``: simplejpeg and torch's antialiased resize. ``exact``: open_clip's own transform, pixel for pixel."""
+
+    max_bad_samples: NonNegativeInt = 0
+    """Samples of a dataset that may fail to decode before its evaluation stops. They count in no accuracy."""
 
     precision: Precision = "fp32"
     """Of the forward pass. Ensembles are interpolated in fp32 and rounded once."""
@@ -371,12 +432,30 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     """Executor and resources."""
 
+    publish: Annotated[str, AfterValidator(storage.absolute)] | None = None
+    """A folder in a store (``s3://bucket/runs/mine``) that gets a copy of each committed ensemble and of the report."""
+
+    @model_validator(mode="after")
+    def _publish_can_be_written(self) -> Self:
+        if self.publish is not None:
+            refuse_as_target(self.publish)
+        return self
+
     @model_validator(mode="after")
     def _a_head_to_evaluate(self) -> Self:
         if self.finetune.recipe == "contrastive" and self.data.reference:
             raise ValueError(
                 "data.reference needs a classification head, which finetune.recipe=contrastive does not train: "
                 "leave it out here and fine-tune from this run's merge/alpha_1.00"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_to_mix(self) -> Self:
+        if self.finetune.recipe == "contrastive" and (self.data.augment.mixup or self.data.augment.cutmix):
+            raise ValueError(
+                "data.augment.mixup and data.augment.cutmix blend class labels, which finetune.recipe=contrastive has "
+                "none of: set both to 0"
             )
         return self
 

@@ -2,55 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from wiseft_dist import storage
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.manifest import CAPTION_FIELDS, LABEL_FIELDS, Manifest, index_shards
+from wiseft_dist.data.manifest import Manifest, index_shards
+from wiseft_dist.data.tar import CAPTION_FIELDS, LABEL_FIELDS
 from wiseft_dist.data.vocabulary import check_labels, load_vocabulary
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.run import Run
+from wiseft_dist.run import Run, newest_checkpoint
 
 TRAIN = "train"
 ID_VAL = "id_val"
 """The dataset made of the training set's held-out samples."""
 
 
-def index_all(config: RunConfig) -> dict[str, Manifest]:
-    """Read and check the training shards and every test set.
+def index_all(config: RunConfig, run: Run | None = None) -> dict[str, Manifest]:
+    """List the training shards and every test set; read and check what is new. Writes nothing.
+
+    Args:
+        config: The run's configuration.
+        run: Shards that this run has indexed and that have not changed are not read again.
 
     Raises:
-        UserError: naming the first shard, sample or class list that does not fit.
+        UserError: naming the first URL, shard, sample or class list that does not fit, or a training shard that
+            changed after the run was trained on it.
     """
-    return {name: _index_one(config, name) for name in _patterns(config)}
+    refuse_credentials(config)
+    return _index_all(config, run, {} if run is None else _known(config, run))
 
 
 def index(config: RunConfig, run: Run) -> dict[str, Manifest]:
-    """Index what the run has not indexed yet, and write the manifests to it."""
+    """:func:`index_all`, and write to the run the manifests that are new or changed."""
+    refuse_credentials(config)
+    known = _known(config, run)
+    manifests = _index_all(config, run, known)
     run.manifests.mkdir(parents=True, exist_ok=True)
-    manifests = {}
-    for name, pattern in _patterns(config).items():
-        file = _manifest_file(run, name)
-        if not _is_current(file, pattern):
-            _index_one(config, name).save(file)
-        manifests[name] = Manifest.load(file)
+    for name, manifest in manifests.items():
+        if known.get(name) != manifest:
+            manifest.save(_manifest_file(run, name))
     return manifests
 
 
-def _patterns(config: RunConfig) -> dict[str, str]:
-    return {TRAIN: config.data.train} | config.data.evaluated
+def refuse_credentials(config: RunConfig) -> None:
+    """Refuse URLs with passwords or signatures: the configuration is written into the run directory.
+
+    Raises:
+        UserError: naming the URL without its secret.
+    """
+    for section in (config.data, config.model):
+        for text in _texts(section.model_dump()):
+            storage.refuse_credentials(text)
 
 
-def _index_one(config: RunConfig, name: str) -> Manifest:
-    return _index_training(config) if name == TRAIN else _index_test(config, name)
+def _texts(value: object) -> Iterator[str]:
+    """Every piece of text in a section, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
 
 
-def _index_training(config: RunConfig) -> Manifest:
-    """Read and check the training shards."""
+def _known(config: RunConfig, run: Run) -> dict[str, Manifest]:
+    """The manifests that the run has, by dataset."""
+    files = {name: _manifest_file(run, name) for name in (TRAIN, *config.data.evaluated)}
+    return {name: Manifest.load(file) for name, file in files.items() if file.is_file()}
+
+
+def _index_all(config: RunConfig, run: Run | None, known: dict[str, Manifest]) -> dict[str, Manifest]:
+    manifests = {TRAIN: _index_training(config, known.get(TRAIN))}
+    if run is not None and TRAIN in known:
+        _refuse_other_training_data(run, known[TRAIN], manifests[TRAIN])
+    for name in config.data.evaluated:
+        manifests[name] = _index_test(config, name, known.get(name))
+    return manifests
+
+
+def _index_training(config: RunConfig, known: Manifest | None) -> Manifest:
+    """List and check the training shards."""
     contrastive = config.finetune.recipe == "contrastive"
     manifest = index_shards(
         config.data.train,
         target=CAPTION_FIELDS if contrastive else LABEL_FIELDS,
         held_out_fraction=config.data.id_val_fraction,
+        known=known,
     )
     if manifest.num_training < config.data.lanes:
         raise UserError(
@@ -62,12 +99,48 @@ def _index_training(config: RunConfig) -> Manifest:
     return manifest
 
 
-def _index_test(config: RunConfig, name: str) -> Manifest:
-    """Read and check the shards of a test set."""
+def _index_test(config: RunConfig, name: str, known: Manifest | None) -> Manifest:
+    """List and check the shards of a test set. Its results are told apart by key, so a key must not occur twice."""
     pattern = config.data.evaluated[name]
-    manifest = index_shards(pattern, target=LABEL_FIELDS)
+    manifest = index_shards(pattern, target=LABEL_FIELDS, known=known, unique_keys=True)
     check_labels(name, pattern, manifest, load_vocabulary(config.data).classnames)
     return manifest
+
+
+def _refuse_other_training_data(run: Run, before: Manifest, now: Manifest) -> None:
+    """A run that has begun to train goes on with the samples that it began with, wherever they lie now."""
+    checkpoint = newest_checkpoint(run)
+    difference = None if checkpoint is None else _difference(before, now)
+    if checkpoint is not None and difference is not None:
+        raise UserError(
+            f"data.train: {difference}, but {run.path} was trained on it as it was (up to {checkpoint.name}). "
+            "Put it back, or choose another output for a run on the new data."
+        )
+
+
+def _difference(before: Manifest, now: Manifest) -> str | None:
+    """The first way in which the samples of two manifests differ; places and versions of files do not count."""
+    if before.held_out_fraction != now.held_out_fraction:
+        return (
+            f"the held-out fraction of {now.source} is {now.held_out_fraction:g} and was {before.held_out_fraction:g}"
+        )
+    if len(before.shards) != len(now.shards):
+        return _added_or_gone([shard.url for shard in before.shards], [shard.url for shard in now.shards])
+    for old, new in zip(before.shards, now.shards, strict=True):
+        if old.num_samples != new.num_samples:
+            return f"{new.url} holds {new.num_samples} samples and held {old.num_samples}"
+        if old.content_digest and new.content_digest and old.content_digest != new.content_digest:
+            return f"{new.url} holds other samples than before (their names, sizes or labels differ)"
+    return None
+
+
+def _added_or_gone(before: list[str], now: list[str]) -> str:
+    counts = f"({len(now)} shards, there were {len(before)})"
+    if len(now) > len(before):
+        earlier = frozenset(before)
+        return f"{next(url for url in now if url not in earlier)} was added {counts}"
+    present = frozenset(now)
+    return f"{next(url for url in before if url not in present)} is gone {counts}"
 
 
 def load_manifest(run: Run, name: str) -> Manifest:
@@ -92,7 +165,3 @@ def datasets_to_evaluate(config: RunConfig, run: Run) -> list[str]:
 
 def _manifest_file(run: Run, name: str) -> Path:
     return run.manifests / f"{name}.json"
-
-
-def _is_current(file: Path, pattern: str) -> bool:
-    return file.is_file() and Manifest.load(file).source == pattern

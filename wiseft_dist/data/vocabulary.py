@@ -41,7 +41,7 @@ def check_labels(name: str, pattern: str, manifest: Manifest, classnames: tuple[
         UserError: naming the dataset, the label or the first class that differs.
     """
     if manifest.max_label >= len(classnames):
-        worst = max(manifest.shards, key=lambda shard: shard.max_label)
+        worst = max(manifest.shards, key=lambda shard: shard.max_label or 0)
         raise UserError(
             f"{name}: {worst.url} has label {worst.max_label}, but the class list has {len(classnames)} names "
             f"(0 to {len(classnames) - 1}). Check data.classnames."

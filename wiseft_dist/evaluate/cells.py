@@ -32,6 +32,8 @@ class Cell:
     alpha: float
     num_samples: int
     num_correct: int
+    num_skipped: int = 0
+    """Samples that could not be decoded: they count in no accuracy."""
 
     @property
     def top1(self) -> float:
@@ -49,6 +51,7 @@ class CellStore:
             "finetuned": commit_digest(run.finished_checkpoint()),
             "method": config.merge.method,
             "precision": config.evaluate.precision,
+            "preprocess": config.evaluate.preprocess,
             "code": wiseft_dist.__version__,
         }
         self._data: dict[str, str] = {}
@@ -76,7 +79,7 @@ class CellStore:
         """Commit the cell of the ``index``-th ensemble of a sweep."""
         import pyarrow.parquet
 
-        cell = Cell(dataset, alpha, len(predictions.keys), int(predictions.num_correct[index]))
+        cell = Cell(dataset, alpha, len(predictions.keys), int(predictions.num_correct[index]), len(predictions.bad))
         table = pyarrow.table(
             {
                 "key": list(predictions.keys),
@@ -87,7 +90,12 @@ class CellStore:
         )
         with committing(self.folder(dataset, alpha), dataset=dataset, alpha=alpha) as folder:
             pyarrow.parquet.write_table(table.sort_by("key"), folder / PREDICTIONS_FILE)
-            metrics = {"num_samples": cell.num_samples, "num_correct": cell.num_correct, "top1": cell.top1}
+            metrics = {
+                "num_samples": cell.num_samples,
+                "num_correct": cell.num_correct,
+                "top1": cell.top1,
+                "skipped": [str(entry) for entry in predictions.bad],
+            }
             (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=1))
         return cell
 
@@ -97,4 +105,4 @@ class CellStore:
         if not is_committed(folder):
             return None
         metrics = json.loads((folder / METRICS_FILE).read_text())
-        return Cell(dataset, alpha, metrics["num_samples"], metrics["num_correct"])
+        return Cell(dataset, alpha, metrics["num_samples"], metrics["num_correct"], len(metrics["skipped"]))

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.loader import EvaluationStream
+from wiseft_dist.data.batch import ClassLabel
+from wiseft_dist.data.cache import shard_cache
+from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
 from wiseft_dist.data.transforms import evaluation_transform, normalize
 from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
@@ -16,7 +18,7 @@ from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.writer import DTYPES
-from wiseft_dist.models.classifier import Classifier, read_classifier
+from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import Run
@@ -71,11 +73,18 @@ def _evaluate_dataset(
     tracker: Tracker,
 ) -> None:
     preprocess = preprocess_of(read_config(run.zero_shot))
-    stream = EvaluationStream(load_manifest(run, name), evaluation_transform(preprocess), held_out=name == ID_VAL)
+    stream = EvaluationStream(
+        load_manifest(run, name),
+        evaluation_transform(preprocess, config.evaluate.preprocess),
+        held_out=name == ID_VAL,
+        max_bad=config.evaluate.max_bad_samples,
+        target=ClassLabel(len(read_vocabulary(run.zero_shot).classnames)),
+        cache=shard_cache(config.data),
+    )
     parameter = next(ensemble.module.parameters())
 
     def prepare(pixels: Tensor) -> Tensor:
-        return normalize(pixels.to(parameter.device), preprocess, parameter.dtype)
+        return normalize(pixels.to(parameter.device, non_blocking=True), preprocess, parameter.dtype)
 
     with progress_bar(f"evaluating {name}", total=stream.num_samples, unit="images") as bar:
         predictions = sweep(
@@ -86,6 +95,8 @@ def _evaluate_dataset(
             cache_images=config.evaluate.cache_images,
             on_progress=bar.advance,
         )
+    for skipped in predictions.bad:
+        tracker.event("skipped", dataset=name, sample=str(skipped))
     for index, alpha in enumerate(alphas):
         cell = store.write(name, alpha, predictions, index)
         tracker.metrics({f"{name}/top1": cell.top1}, alpha=alpha)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wiseft_dist.data.loader import Batch
+from wiseft_dist.data.batch import Batch
+from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.merge.ensemble import Ensemble
 
 
@@ -24,6 +25,8 @@ class Predictions:
     """int64 ``[K, n]``: the class with the largest logit."""
     confidences: np.ndarray
     """float32 ``[K, n]``: its softmax probability."""
+    bad: tuple[BadSample, ...] = ()
+    """Samples that could not be decoded; they are none of the n."""
 
     @property
     def num_correct(self) -> np.ndarray:
@@ -51,6 +54,7 @@ def sweep(
         on_progress: Called with the number of samples finished since the last call.
     """
     keys: list[str] = []
+    bad: list[BadSample] = []
     labels: list[Tensor] = []
     scored: list[tuple[np.ndarray, np.ndarray]] = []
     for group in _groups(batches, cache_images):
@@ -58,12 +62,14 @@ def sweep(
         scored.append(_score(ensemble, images, alphas))
         labels += [batch.targets for batch in group]
         keys += [key for batch in group for key in batch.keys]
+        bad += [entry for batch in group for entry in batch.bad]
         on_progress(sum(len(batch) for batch in group))
     return Predictions(
         keys=tuple(keys),
         labels=torch.cat(labels).numpy(),
         predictions=np.concatenate([classes for classes, _ in scored], axis=1),
         confidences=np.concatenate([confidences for _, confidences in scored], axis=1),
+        bad=tuple(bad),
     )
 
 
@@ -71,6 +77,8 @@ def _groups(batches: Iterable[Batch], cache_images: int) -> Iterator[list[Batch]
     """Consecutive batches of together at most ``cache_images`` samples, but at least one batch."""
     group: list[Batch] = []
     for batch in batches:
+        if not len(batch) and not batch.bad:
+            continue
         if group and sum(map(len, group)) + len(batch) > cache_images:
             yield group
             group = []

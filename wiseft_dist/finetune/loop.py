@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.data.loader import Batch
+from wiseft_dist.data.batch import Batch
+from wiseft_dist.data.receipt import Account
 from wiseft_dist.data.transforms import Preprocess, normalize
 from wiseft_dist.distributed import Ranks
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
+from wiseft_dist.finetune.mixing import Mixing
 from wiseft_dist.finetune.recipes import Recipe
 from wiseft_dist.finetune.schedule import learning_rate
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Loop:
     total_steps: int
     ranks: Ranks
     seed: int
+    account: Account
+    mixing: Mixing | None = None
 
     def run(
         self,
@@ -54,8 +62,12 @@ class Loop:
                 waited = time.perf_counter()
                 batch = next(batches)
                 meter.data_wait += time.perf_counter() - waited
+                self.account.add(batch.positions, batch.bad)
+                for entry in batch.bad:
+                    logger.warning("%s; another sample stands in for it", entry)
                 meter.loss += self._step(batch, step)
                 finished = step + 1
+                self._settle(finished, tracker)
                 is_last = finished == self.total_steps
                 logs = is_last or finished % self.config.log_every == 0
                 # The clock is asked only where the ranks wait for each other anyway.
@@ -69,6 +81,18 @@ class Loop:
                 if saves:  # only after the metrics were read: they refuse a run that is beyond repair
                     checkpointer.save(finished, final=False)
 
+    def _settle(self, finished: int, tracker: Tracker | None) -> None:
+        """Write the receipt of every epoch that ended with the last step."""
+        size, epoch_size = self.config.global_batch_size, self.account.num_samples
+        for epoch in range((finished - 1) * size // epoch_size, finished * size // epoch_size):
+            shares: list[Any] = [None] * self.ranks.world_size
+            dist.all_gather_object(shares, self.account.share(epoch))
+            receipt = self.account.close(epoch, shares)
+            if tracker is not None:
+                tracker.event(
+                    "epoch", epoch=epoch, seen=receipt.seen, of=receipt.num_samples, skipped=list(map(str, receipt.bad))
+                )
+
     def _step(self, batch: Batch, step: int) -> torch.Tensor:
         """One optimizer step.
 
@@ -81,10 +105,12 @@ class Loop:
         # Whatever the model draws (dropout) depends on the step alone, so a resumed run draws the same.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(1)[0]))
         losses = []
-        for micro in batch.split(self.micro_batch_size):
-            pixels = micro.images.to(self.engine.device)
-            targets = micro.targets.to(self.engine.device)
+        for index, micro in enumerate(batch.split(self.micro_batch_size)):
+            pixels = micro.images.to(self.engine.device, non_blocking=True)
+            targets = micro.targets.to(self.engine.device, non_blocking=True)
             images = normalize(pixels, self.preprocess, self.engine.dtype)
+            if self.mixing is not None:
+                images, targets = self.mixing(images, targets, step=step, rank=self.ranks.rank, micro=index)
             loss = self.recipe.loss(self.engine.forward, images, targets)
             self.engine.backward(loss)
             self.engine.step(rate)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from wiseft_dist.config import RunConfig, batch_arithmetic
-from wiseft_dist.data.loader import TrainStream, sample_order
+from wiseft_dist.data.cache import shard_cache
+from wiseft_dist.data.receipt import Account
 from wiseft_dist.data.stage import TRAIN, index, load_manifest
+from wiseft_dist.data.stream import TrainStream, sample_order
 from wiseft_dist.data.transforms import training_transform
 from wiseft_dist.data.vocabulary import load_vocabulary
 from wiseft_dist.distributed import (
@@ -22,9 +24,10 @@ from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.loop import Loop
+from wiseft_dist.finetune.mixing import make_mixing
 from wiseft_dist.finetune.recipes import Recipe, make_recipe
 from wiseft_dist.finetune.schedule import total_steps
-from wiseft_dist.models.classifier import write_zero_shot
+from wiseft_dist.models.classifier import read_vocabulary, write_zero_shot
 from wiseft_dist.models.clip import create_clip, preprocess_of, read_config
 from wiseft_dist.models.zero_shot import zero_shot_head
 from wiseft_dist.run import Run, committing, is_committed
@@ -87,17 +90,36 @@ def _train(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks, tracker: T
     data = config.data
     stream = TrainStream(
         manifest=manifest,
-        order=sample_order(manifest, seed=config.seed, lanes=data.lanes, block_shards=data.block_shards),
-        transform=training_transform(preprocess, data.crop_scale),
+        order=sample_order(manifest, seed=config.seed, lanes=data.lanes, block_samples=data.block_samples),
+        transform=training_transform(preprocess, data.augment),
         target=recipe.target(run.zero_shot),
         global_batch_size=config.finetune.global_batch_size,
+        cache=shard_cache(data),
+    )
+    account = Account(
+        manifest.num_training, data.max_bad_samples, first_position=first_step * config.finetune.global_batch_size
     )
     steps = total_steps(config, manifest.num_training)
     if tracker is not None:
         tracker.event("started", step=first_step, total_steps=steps, world_size=ranks.world_size)
-    loop = Loop(engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks, config.seed)
+    mixing = None
+    if recipe.trains_head:
+        mixing = make_mixing(
+            data.augment,
+            num_classes=len(read_vocabulary(run.zero_shot).classnames),
+            label_smoothing=config.finetune.label_smoothing,
+            seed=config.seed,
+            micro_batch_size=micro_batch_size,
+        )
+    loop = Loop(
+        engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks, config.seed, account, mixing
+    )
     batches = stream.batches(
-        first_step=first_step, rank=ranks.rank, world_size=ranks.world_size, num_workers=data.workers
+        first_step=first_step,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=data.workers,
+        pin_memory=engine.device.type == "cuda",
     )
     loop.run(batches, first_step=first_step, checkpointer=checkpointer, tracker=tracker)
     checkpointer.save(steps, final=True)

@@ -11,7 +11,7 @@ from typing import Any
 from wiseft_dist import storage
 from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
-from wiseft_dist.data.stage import ID_VAL, index, index_all, load_manifest
+from wiseft_dist.data.stage import ID_VAL, index, index_all, load_manifest, refuse_credentials
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.follow import queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_model_files
@@ -51,6 +51,7 @@ def _open(config: RunConfig) -> Run:
 
     A directory keeps the settings that it was made with: those of a mistake must not.
     """
+    refuse_credentials(config)
     run = Run(Path(config.output))
     is_new = not run.config_file.is_file()
     if not is_new:
@@ -82,9 +83,9 @@ def _refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
 def preview(config: RunConfig) -> dict[str, Any]:
     """The arithmetic of a run and the jobs that are left, without writing anything."""
     config = resolve_paths(config)
-    manifests = index_all(config)
-    described = describe(config, manifests)
     run = Run(Path(config.output))
+    manifests = index_all(config, run)
+    described = describe(config, manifests)
     names = list(config.data.evaluated)
     if names and described["held_out_samples"]:
         names.append(ID_VAL)

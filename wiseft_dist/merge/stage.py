@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -12,25 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import wiseft_dist
+from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, RunConfig
+from wiseft_dist.config.sections import refuse_as_target
 from wiseft_dist.distributed import require_single_process
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.pairing import Pair, pair
 from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.writer import DTYPES, write_ensembles
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE
-from wiseft_dist.run import Run, alpha_name, commit_digest, committing, read_commit, sha256_file
+from wiseft_dist.publish import publish_ensembles
+from wiseft_dist.run import COMMIT_FILE, Run, alpha_name, commit_digest, committing, read_commit, sha256_file
 from wiseft_dist.tracking import tracking
 
 PROVENANCE_FILE = "model.json"
 
 
 def merge(config: RunConfig, run: Run) -> None:
-    """Write one model for each alpha that is not committed yet."""
+    """Write one model for each alpha that is not committed yet, and publish what is not published yet."""
     missing = run.missing_ensembles(config.merge.alphas)
-    if not missing:
-        return
-    require_single_process("merge")
+    if missing or config.publish is not None:
+        require_single_process("merge")
+    if missing:
+        _merge_missing(config, run, missing)
+    publish_ensembles(config, run)
+
+
+def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> None:
     for abandoned in run.merged.glob(".alpha_*"):  # a merge that was killed; its ensembles were never committed
         shutil.rmtree(abandoned, ignore_errors=True)
     checkpoint = run.finished_checkpoint()
@@ -86,6 +95,30 @@ def merge_files(
         side = zero_shot if zero_shot.is_dir() else zero_shot.parent
         _write(models, folders, method=settings.method, dtype=settings.dtype, sources=sources, side=side)
     return list(folders.values())
+
+
+def merge_to_store(
+    zero_shot: Path, finetuned: Path, url: str, settings: MergeConfig, *, carry: Sequence[str] = ()
+) -> list[str]:
+    """As :func:`merge_files`, into a folder of a store; all ensembles lie in the temporary directory on the way.
+
+    Returns:
+        The URLs of the folders written, one for each alpha.
+
+    Raises:
+        UserError: as :func:`merge_files`, and if nothing can be uploaded there.
+        RunError: if the store fails for good.
+    """
+    refuse_as_target(url)
+    targets = [storage.join(url, alpha_name(alpha)) for alpha in settings.alphas]
+    for target in targets:
+        if storage.exists(storage.join(target, COMMIT_FILE)):
+            raise UserError(f"{target}: is there already. Choose another --output, or delete it.")
+    with tempfile.TemporaryDirectory(prefix="wiseft-merge-") as aside:
+        folders = merge_files(zero_shot, finetuned, Path(aside), settings, carry=carry)
+        for folder, target in zip(folders, targets, strict=True):
+            storage.upload_folder(folder, target, last=COMMIT_FILE)
+    return targets
 
 
 def _write(

@@ -94,8 +94,11 @@ def gather(config: RunConfig, run: Run) -> Results:
         for alpha in config.merge.alphas:
             cell = store.read(name, alpha)
             assert cell is not None  # it was not missing
-            if cell.num_samples != expected:
-                raise RunError(f"{store.folder(name, alpha)} has {cell.num_samples} samples, expected {expected}.")
+            if cell.num_samples + cell.num_skipped != expected:
+                raise RunError(
+                    f"{store.folder(name, alpha)} has {cell.num_samples} samples and {cell.num_skipped} skipped ones, "
+                    f"expected {expected}."
+                )
             cells[name, alpha] = cell
     (reference,) = config.data.reference
     return Results(

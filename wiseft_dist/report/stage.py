@@ -13,6 +13,7 @@ import jinja2
 import wiseft_dist
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL
+from wiseft_dist.publish import publish_report
 from wiseft_dist.report.figures import draw_curve
 from wiseft_dist.report.results import Results, gather
 from wiseft_dist.report.table import named_alphas
@@ -23,10 +24,10 @@ CURVE_FILE = "curve.png"
 
 
 def report(config: RunConfig, run: Run) -> Results:
-    """Write the report of a run whose cells are all there.
+    """Write the report of a run whose cells are all there, and publish it where the run says so.
 
     Raises:
-        RunError: naming what is missing.
+        RunError: naming what is missing, or if the store fails for good.
     """
     results = gather(config, run)
     run.report.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,7 @@ def report(config: RunConfig, run: Run) -> Results:
         write_atomically(run.selection_file, json.dumps(_selection(results), indent=1))
         tracker.image("curve", curve)
         tracker.summary(_summary(results))
+        publish_report(config, run)
         tracker.event("finished")
     return results
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.data.loader import Target
+from wiseft_dist.data.batch import Target
 
 
 class Recipe(Protocol):

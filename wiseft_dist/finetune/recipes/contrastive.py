@@ -15,7 +15,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.data.loader import Target, caption
+from wiseft_dist.data.batch import Target, caption
 from wiseft_dist.data.shards import Sample
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.classifier import read_clip

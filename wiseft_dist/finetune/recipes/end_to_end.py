@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.data.loader import Target, class_label
-from wiseft_dist.models.classifier import read_classifier
+from wiseft_dist.data.batch import ClassLabel, Target
+from wiseft_dist.models.classifier import read_classifier, read_vocabulary
 
 
 class EndToEnd:
@@ -27,10 +27,15 @@ class EndToEnd:
         return read_classifier(zero_shot)
 
     def target(self, zero_shot: Path) -> Target:
-        """Class labels."""
-        return class_label
+        """Class labels, of the classes that the head has."""
+        return ClassLabel(len(read_vocabulary(zero_shot).classnames))
 
     def loss(self, forward: Callable[..., Any], images: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits ``[batch, classes]`` and labels ``[batch]``, in fp32."""
+        """Cross-entropy in fp32 of logits ``[batch, classes]`` and targets.
+
+        Targets are labels, int64 ``[batch]``, or distributions, float ``[batch, classes]``: those that mixing made, in
+        which labels are smoothed already.
+        """
         logits = forward(images).float()
-        return functional.cross_entropy(logits, targets, label_smoothing=self._label_smoothing)
+        smoothing = 0.0 if targets.is_floating_point() else self._label_smoothing
+        return functional.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -1,0 +1,148 @@
+"""Evaluation batches: every sample exactly once, counted, by any number of readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from wiseft_dist.data.batch import Batch, Target, class_label, stack_targets
+from wiseft_dist.data.manifest import Manifest
+from wiseft_dist.data.receipt import BadSample, refuse_more
+from wiseft_dist.data.shards import Cache, Sample, read_shard
+from wiseft_dist.data.tar import IMAGE_FIELDS
+from wiseft_dist.data.workers import PixelRing, error_as_last_item, loaded, this_worker
+from wiseft_dist.errors import RunError
+
+
+class EvaluationTransform(Protocol):
+    """From an encoded picture to pixels."""
+
+    @property
+    def size(self) -> int:
+        """Height and width of the result."""
+
+    def __call__(self, data: bytes, out: np.ndarray) -> None:
+        """Write uint8 ``[size, size, 3]`` to ``out``; ValueError if the picture does not decode."""
+
+
+@dataclass(frozen=True)
+class EvaluationStream:
+    """A test set, or the held-out piece of a training set."""
+
+    manifest: Manifest
+    transform: EvaluationTransform
+    held_out: bool = False
+    """Read only the samples that the manifest keeps for ID validation."""
+    max_bad: int = 0
+    """Samples that may be skipped."""
+    target: Target = class_label
+    cache: Cache | None = None
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Samples of each shard that belong to the stream, int64 ``[shards]``."""
+        held_out = self.manifest.held_out_counts
+        return held_out if self.held_out else self.manifest.training_counts + held_out
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples there are, over all readers."""
+        return self.manifest.num_held_out if self.held_out else self.manifest.num_samples
+
+    def batches(self, batch_size: int, *, num_workers: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Batches of at most ``batch_size``; rank and worker read consecutive pieces of their own.
+
+        Batches never hold padding. What the samples are is settled by position: each of this rank's comes exactly
+        once, or is named in a batch's ``bad``.
+
+        Raises:
+            RunError: if a sample is missing, comes twice, or shares its key with another; if too many are damaged.
+        """
+        ring = PixelRing(num_workers, batch_size, self.transform.size)
+        pieces = _LoadedPieces(self, batch_size, rank, world_size, ring)
+        start, stop = _piece(self.num_samples, rank, world_size)
+        seen = np.zeros(stop - start, dtype=np.int64)
+        keys: set[str] = set()
+        bad: list[BadSample] = []
+        for batch in (ring.collect([part]) for part in loaded(pieces, num_workers)):
+            seen[batch.positions - start] += 1
+            keys.update(batch.keys)
+            for entry in batch.bad:
+                seen[entry.position - start] += 1
+                bad.append(entry)
+                refuse_more(bad, entry, self.max_bad)
+            yield batch
+        if (seen != 1).any() or len(keys) + len(bad) != len(seen):
+            raise RunError(
+                f"read {int(seen.sum())} samples with {len(keys) + len(bad)} distinct keys where the manifest says "
+                f"{len(seen)} (first shard {self.manifest.shards[0].url}): look for keys that occur twice or shards "
+                "that changed."
+            )
+
+    def samples(self, start: int, stop: int) -> Iterator[tuple[int, Sample]]:
+        """(position, raw sample) of the positions ``[start, stop)`` of the dataset."""
+        counts, ends = self._counts, np.cumsum(self._counts)
+        for index in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            begin = int(ends[index] - counts[index])
+            if begin >= stop:
+                return
+            low, high = max(start, begin) - begin, min(stop, int(ends[index])) - begin
+            if low < high:
+                yield from enumerate(self._chosen(index, low, high), begin + low)
+
+    def _chosen(self, index: int, low: int, high: int) -> Iterator[Sample]:
+        shard = self.manifest.shards[index]
+        if not self.held_out:
+            return read_shard(shard, low, high, cache=self.cache)
+        places = self.manifest.held_out(index)[low:high].tolist()
+        wanted = frozenset(places)
+        samples = read_shard(shard, places[0], places[-1] + 1, cache=self.cache)
+        return (sample for sample in samples if sample.index in wanted)
+
+
+def _piece(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:
+    """The positions of one of ``num_parts`` consecutive pieces, equally long to one sample."""
+    return num_samples * part // num_parts, num_samples * (part + 1) // num_parts
+
+
+class _LoadedPieces(IterableDataset[Batch | RunError]):
+    """Yields the batches of this worker's piece of the rank's piece of the dataset."""
+
+    def __init__(self, stream: EvaluationStream, batch_size: int, rank: int, world_size: int, ring: PixelRing) -> None:
+        self._stream, self._batch_size, self._ring = stream, batch_size, ring
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Batch | RunError]:
+        start, stop = _piece(self._stream.num_samples, self._rank, self._world_size)
+        worker, num_workers = this_worker()
+        low, high = _piece(stop - start, worker, num_workers)
+        return error_as_last_item(self._batches(start + low, start + high))
+
+    def _batches(self, start: int, stop: int) -> Iterator[Batch]:
+        samples = self._stream.samples(start, stop)
+        while group := list(islice(samples, self._batch_size)):
+            yield self._batch(group)
+
+    def _batch(self, group: list[tuple[int, Sample]]) -> Batch:
+        images, place = self._ring.take(len(group))
+        slots = images.numpy()
+        good: list[tuple[int, str, int]] = []
+        bad = []
+        for position, sample in group:
+            try:
+                label = self._stream.target(sample)
+                self._stream.transform(sample.first(IMAGE_FIELDS), slots[len(good)])
+                good.append((position, sample.key, label))
+            except ValueError as error:
+                bad.append(BadSample.of(position, sample, error))
+        positions = np.asarray([position for position, _, _ in good], dtype=np.int64)
+        labels = stack_targets([label for _, _, label in good] or [0])[: len(good)]
+        images = images[: len(good)] if place is None else images[:0]
+        place = place and place._replace(num_images=len(good))
+        return Batch(images, labels, tuple(key for _, key, _ in good), positions, tuple(bad), place)

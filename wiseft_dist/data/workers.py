@@ -1,0 +1,114 @@
+"""Decoding processes: how they start, how their errors come back, and the memory that their pixels lie in."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from wiseft_dist import storage
+from wiseft_dist.data.batch import Batch, Slot, weave
+from wiseft_dist.errors import RunError
+
+Item = TypeVar("Item")
+PREFETCH = 4
+"""Batches that each decoding process keeps ready."""
+
+
+def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Iterator[Item]:
+    """The items of every worker in turn; a worker's error is raised here as it was there."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=PREFETCH if num_workers else None,
+        multiprocessing_context=_context() if num_workers else None,
+        worker_init_fn=_prepare_worker,
+    )
+    for item in loader:
+        if isinstance(item, RunError):
+            raise item
+        yield item
+
+
+def _context() -> BaseContext:
+    context = multiprocessing.get_context("fork" if storage.fork_is_safe() else "forkserver")
+    context.set_forkserver_preload(["wiseft_dist.data.stream", "open_clip.transform"])
+    return context
+
+
+def _prepare_worker(worker: int) -> None:
+    """Slurm's warning goes to every process of a job; what to do about it is the training process's business."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def error_as_last_item(items: Iterator[Item]) -> Iterator[Item | RunError]:
+    """Hand an error over as a value: raised in a worker, DataLoader would make it a page of traceback."""
+    try:
+        yield from items
+    except RunError as error:
+        yield error
+
+
+def this_worker() -> tuple[int, int]:
+    """Number of this decoding process, and how many there are."""
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
+
+
+class PixelRing:
+    """Where pixels lie on their way from the decoding processes: shared memory that is made once and used in turn.
+
+    Fresh shared memory for each batch costs a quarter of the time in which a small picture is decoded.
+
+    Args:
+        num_workers: Decoding processes; 0 for none, and no shared memory.
+        capacity: Most pictures that one of them hands over at a time.
+        size: Height and width of a picture.
+    """
+
+    def __init__(self, num_workers: int, capacity: int, size: int) -> None:
+        self._shape, self._turn = (capacity, size, size, 3), 0
+        self._slots: list[list[torch.Tensor]] = []
+        if num_workers:
+            context = _context()
+            self._slots = [[_shared_pixels(self._shape) for _ in range(PREFETCH + 2)] for _ in range(num_workers)]
+            self._free = [context.Semaphore(PREFETCH + 2) for _ in range(num_workers)]
+
+    def take(self, count: int) -> tuple[torch.Tensor, Slot | None]:
+        """Room for ``count`` pictures, uint8 ``[count, size, size, 3]``, and what the other side finds it by.
+
+        Waits while everything that this process may use is still to be collected.
+        """
+        worker = get_worker_info()
+        if worker is None:
+            return torch.empty((count, *self._shape[1:]), dtype=torch.uint8), None
+        self._free[worker.id].acquire()
+        slot = Slot(worker.id, self._turn, count)
+        self._turn = (self._turn + 1) % len(self._slots[worker.id])
+        return self._view(slot), slot
+
+    def collect(self, batches: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
+        """One batch, in memory of its own, from the shares of the decoding processes; their slots are free again."""
+        filled = [batch if batch.slot is None else replace(batch, images=self._view(batch.slot)) for batch in batches]
+        collected = weave(filled, pin_memory=pin_memory)
+        for batch in batches:
+            if batch.slot is not None:
+                self._free[batch.slot.worker].release()
+        return collected
+
+    def _view(self, slot: Slot) -> torch.Tensor:
+        return self._slots[slot.worker][slot.turn][: slot.num_images]
+
+
+def _shared_pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    shared = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared, 0, shape)  # type: ignore[call-overload,no-any-return]
