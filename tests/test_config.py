@@ -211,6 +211,13 @@ def test_a_batch_that_does_not_divide_is_answered_with_the_nearest_that_do(file,
         with_batch(file, world_size, int(size), micro)
 
 
+def test_pictures_that_cannot_be_mixed_in_pairs_are_refused(file):
+    config = load_config(file, ["finetune.global_batch_size=6", "data.augment.mixup=0.2"])
+    assert batch_arithmetic(config, 1) == (6, 1)
+    with pytest.raises(UserError, match=r"each forward pass has 3 of them: set an even finetune\.micro_batch_size"):
+        batch_arithmetic(config, 2)
+
+
 def test_lanes_that_the_ranks_cannot_share_are_refused_with_a_number_that_works(file):
     with pytest.raises(
         UserError, match=r"data\.lanes is 16, which 6 processes cannot share evenly: set data\.lanes=48"

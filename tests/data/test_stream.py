@@ -102,6 +102,18 @@ def test_a_batch_splits_into_consecutive_parts(train):
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 
 
+def test_an_epoch_that_three_sessions_of_different_sizes_share_holds_every_sample_once(train):
+    sessions, step = [], 0
+    for world_size, num_steps in ((2, 1), (4, 2), (1, 10)):
+        for rank in range(world_size):
+            sessions += take(train, num_steps, first_step=step, rank=rank, world_size=world_size, num_workers=rank % 2)
+        step += num_steps
+    keys = {int(position): key for batch in sessions for position, key in zip(batch.positions, batch.keys, strict=True)}
+    num_training = train.manifest.num_training
+    assert len(keys) == sum(map(len, sessions)) == 13 * 8
+    assert len({keys[position] for position in range(num_training)}) == num_training
+
+
 def test_every_sample_stands_at_its_position(train):
     (batch,) = take(train, 1, first_step=3)
     assert batch.positions.tolist() == list(range(24, 32))

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_finetune import NUM_SAMPLES, launch, metrics, tiny_config, trained, write_shards
+from tiny_finetune import CLASSNAMES, NUM_SAMPLES, launch, metrics, tiny_config, trained, write_shards
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.stage import TRAIN, load_manifest
 from wiseft_dist.data.stream import TrainStream, sample_order
 from wiseft_dist.data.transforms import normalize, training_transform
+from wiseft_dist.finetune.mixing import make_mixing
 from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.schedule import learning_rate, total_steps
 from wiseft_dist.finetune.stage import finetune
@@ -44,11 +45,20 @@ def plain_training(config: RunConfig, run: Run) -> tuple[list[float], list[float
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=settings.weight_decay)
     batches = global_batches(config, run, preprocess, recipe.target(run.zero_shot))
     losses, norms, steps = [], [], total_steps(config, NUM_SAMPLES)
+    mixing = make_mixing(
+        config.data.augment,
+        num_classes=len(CLASSNAMES),
+        label_smoothing=config.finetune.label_smoothing,
+        seed=config.seed,
+    )
     for step in range(steps):
         batch = next(batches)
         rate = learning_rate(step, peak=settings.lr, total_steps=steps, schedule=config.finetune.schedule)
         optimizer.param_groups[0]["lr"] = rate
-        loss = recipe.loss(module, normalize(batch.images, preprocess, torch.float32), batch.targets)
+        images, targets = normalize(batch.images, preprocess, torch.float32), batch.targets
+        if mixing is not None:
+            images, targets = mixing(images, targets, step=step, rank=0, micro=0)
+        loss = recipe.loss(module, images, targets)
         optimizer.zero_grad()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)))
@@ -64,6 +74,7 @@ def plain_training(config: RunConfig, run: Run) -> tuple[list[float], list[float
         (2, {"zero_stage": 2, "micro_batch_size": 1}),
         (2, {"zero_stage": 3, "micro_batch_size": 2}),
         (2, {"zero_stage": 2, "recipe": "contrastive"}),
+        (1, {"label_smoothing": 0.1, "augment": {"mixup": 0.8, "cutmix": 1.0, "horizontal_flip": 0.5}}),
     ],
     ids=lambda value: value if isinstance(value, int) else "-".join(f"{key}={value[key]}" for key in value),
 )

@@ -9,7 +9,7 @@ from torch.nn import functional
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.config.sections import AugmentConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.finetune.mixing import Mixing, check_micro_batch_size, make_mixing
+from wiseft_dist.finetune.mixing import Mixing, make_mixing
 from wiseft_dist.finetune.recipes import make_recipe
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 4])
@@ -27,7 +27,6 @@ def mixing(mixup: float, cutmix: float, label_smoothing: float = 0.0, seed: int 
         num_classes=5,
         label_smoothing=label_smoothing,
         seed=seed,
-        micro_batch_size=6,
     )
     assert made is not None
     return made
@@ -112,14 +111,11 @@ def test_labels_are_smoothed_once() -> None:
 
 
 def test_no_mixing_is_none() -> None:
-    assert make_mixing(AugmentConfig(), num_classes=5, label_smoothing=0.0, seed=0, micro_batch_size=3) is None
+    assert make_mixing(AugmentConfig(), num_classes=5, label_smoothing=0.0, seed=0) is None
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(mixup=0.2), AugmentConfig(cutmix=1.0)])
-def test_an_odd_batch_is_refused_before_anything_is_loaded(augment: AugmentConfig) -> None:
-    check_micro_batch_size(augment, 4)
-    with pytest.raises(UserError, match=r"5 of them: set an even finetune\.micro_batch_size"):
-        check_micro_batch_size(augment, 5)
+def test_an_odd_batch_is_refused(augment: AugmentConfig) -> None:
     with pytest.raises(UserError, match="has 5 of them"):
         Mixing(augment, num_classes=5, label_smoothing=0.0, seed=0)(flat_images()[:5], LABELS[:5], **PLACE)
 

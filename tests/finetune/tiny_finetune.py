@@ -54,6 +54,7 @@ def tiny_config(
     processes: int = 1,
     patch_dropout: float = 0.0,
     architecture: str | None = None,
+    augment: dict[str, Any] | None = None,
     **finetune: Any,
 ) -> RunConfig:
     """A run in ``folder``; ``finetune`` changes settings of that section."""
@@ -72,7 +73,7 @@ def tiny_config(
             "output": str(folder),
             "seed": 3,
             "model": {"architecture": architecture or str(model)},
-            "data": {"train": str(shards), "id_val_fraction": 0.0, "lanes": 4, "workers": 0},
+            "data": {"train": str(shards), "id_val_fraction": 0.0, "lanes": 4, "workers": 0, "augment": augment or {}},
             "finetune": defaults | finetune,
             "wandb": {"mode": "disabled"},
             "launch": {"finetune": {"tasks_per_node": processes}},

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from tiny_run import SIZES, command, wiseft
 
+from wiseft_dist.data.stage import TRAIN, load_manifest
 from wiseft_dist.run import Run, is_committed
 from wiseft_dist.tracking import read_events
 
@@ -65,6 +66,15 @@ def test_every_stage_tells_its_events_that_it_started_and_finished(finished):
         names = [event["event"] for event in events if event["stage"] == stage]
         assert (names.count("started"), names.count("finished")) == (times, times)
     assert not [event for event in events if event["event"] == "failed"]
+
+
+def test_every_epoch_ends_with_a_receipt(finished):
+    events = read_events(finished.run)
+    receipts = [event for event in events if event["event"] == "epoch"]
+    num_training = load_manifest(finished.run, TRAIN).num_training
+    assert [(r["epoch"], r["seen"], r["of"], r["skipped"]) for r in receipts] == [
+        (epoch, num_training, num_training, []) for epoch in range(2)
+    ]
 
 
 def test_a_finished_run_starts_no_job(finished, copied):

@@ -12,7 +12,8 @@ def batch_arithmetic(config: RunConfig, world_size: int) -> tuple[int, int]:
     """Samples a forward pass and gradient accumulation steps, on each rank.
 
     Raises:
-        UserError: if the global batch does not divide, naming the nearest batch sizes that do.
+        UserError: if the global batch does not divide, naming the nearest batch sizes that do; if pictures are to be
+            mixed in pairs and their number is odd.
     """
     finetune, lanes = config.finetune, config.data.lanes
     if lanes % world_size:
@@ -31,4 +32,9 @@ def batch_arithmetic(config: RunConfig, world_size: int) -> tuple[int, int]:
             f"{world_size} processes{samples}: use {nearest}."
         )
     micro = finetune.micro_batch_size or batch // world_size
+    if (config.data.augment.mixup or config.data.augment.cutmix) and micro % 2:
+        raise UserError(
+            f"data.augment.mixup and data.augment.cutmix blend pictures in pairs, but each forward pass has {micro} of "
+            "them: set an even finetune.micro_batch_size, or both to 0."
+        )
     return micro, batch // (micro * world_size)

@@ -81,12 +81,16 @@ class TrainStream:
         index, skip = divmod(offset, self.order.block_samples)
         reading = self._read_lane(lane, epoch, index * self.order.block_samples)
         order = self.order.block(epoch, lane, index)
-        samples = list(islice(reading, len(order)))
+        samples: list[Sample | None] = list(islice(reading, len(order)))
         while True:
             epoch, index, upcoming = self._next_block(lane, epoch, index)
-            arriving: list[Sample] = []
+            arriving: list[Sample | None] = []
+            for place in order[:skip].tolist():
+                samples[place] = None  # given by an earlier session
             for place in order[skip:].tolist():
-                yield position, samples[place]
+                sample, samples[place] = samples[place], None  # its memory is for the one that is read instead
+                assert sample is not None  # an order names each place once
+                yield position, sample
                 position += self.order.lanes
                 if len(arriving) < len(upcoming):
                     arriving.append(next(reading))

@@ -122,6 +122,8 @@ def _extension(stream: IO[bytes], kind: bytes, size: int, position: int) -> dict
         raise TarError(f"the archive ends inside the extended header at byte {position}")
     if kind == b"L":
         return {"path": content.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+    if b" path=" not in content and b" size=" not in content:
+        return {}  # most often a modification time with a fraction
     records = {}
     while content:
         length, space, _ = content.partition(b" ")

@@ -17,40 +17,11 @@ from wiseft_dist.config.sections import AugmentConfig
 from wiseft_dist.errors import UserError
 
 
-def make_mixing(
-    augment: AugmentConfig, *, num_classes: int, label_smoothing: float, seed: int, micro_batch_size: int
-) -> Mixing | None:
-    """The mixing that ``data.augment`` asks for; None if it asks for none.
-
-    Raises:
-        UserError: as :func:`check_micro_batch_size`.
-    """
-    check_micro_batch_size(augment, micro_batch_size)
-    if not mixes(augment):
+def make_mixing(augment: AugmentConfig, *, num_classes: int, label_smoothing: float, seed: int) -> Mixing | None:
+    """The mixing that ``data.augment`` asks for; None if it asks for none."""
+    if not augment.mixup and not augment.cutmix:
         return None
     return Mixing(augment, num_classes=num_classes, label_smoothing=label_smoothing, seed=seed)
-
-
-def mixes(augment: AugmentConfig) -> bool:
-    """Whether batches are mixed at all."""
-    return augment.mixup > 0 or augment.cutmix > 0
-
-
-def check_micro_batch_size(augment: AugmentConfig, micro_batch_size: int) -> None:
-    """Refuse a batch that cannot be mixed, before anything is loaded.
-
-    Args:
-        augment: Whether batches are mixed.
-        micro_batch_size: Samples a forward pass on one rank.
-
-    Raises:
-        UserError: if batches are mixed and theirs is an odd number of samples.
-    """
-    if mixes(augment) and micro_batch_size % 2:
-        raise UserError(
-            f"data.augment.mixup and data.augment.cutmix blend pictures in pairs, but each forward pass has "
-            f"{micro_batch_size} of them: set an even finetune.micro_batch_size, or both to 0."
-        )
 
 
 class Mixing:

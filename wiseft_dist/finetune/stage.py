@@ -109,7 +109,6 @@ def _train(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks, tracker: T
             num_classes=len(read_vocabulary(run.zero_shot).classnames),
             label_smoothing=config.finetune.label_smoothing,
             seed=config.seed,
-            micro_batch_size=micro_batch_size,
         )
     loop = Loop(
         engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks, config.seed, account, mixing

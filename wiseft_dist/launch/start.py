@@ -130,6 +130,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     local = {
         "classnames": data.classnames and storage.absolute(data.classnames),
         "templates": data.templates and storage.absolute(data.templates),
+        "cache": data.cache and storage.absolute(data.cache),
         "train": storage.absolute(data.train),
         "reference": {name: storage.absolute(url) for name, url in data.reference.items()},
         "shifts": {name: storage.absolute(url) for name, url in data.shifts.items()},
