@@ -74,10 +74,10 @@ def pack(
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default: one a core.")] = None,
 ) -> None:
     """Write shards from pictures, bytes unchanged. Interrupted, the same command goes on where it was."""
-    from wiseft_dist.data.pack_parallel import PackSettings
-    from wiseft_dist.data.pack_parallel import pack as pack_splits
-    from wiseft_dist.data.pack_plan import Layout
-    from wiseft_dist.data.pack_sources import Columns
+    from wiseft_dist.data.packing.parallel import PackSettings
+    from wiseft_dist.data.packing.parallel import pack as pack_splits
+    from wiseft_dist.data.packing.plan import Layout
+    from wiseft_dist.data.packing.sources import Columns
 
     if samples_per_shard is not None and shard_mb is not None:
         raise UserError("wiseft shards pack takes either --samples-per-shard or --shard-mb, not both.")

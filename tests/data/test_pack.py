@@ -11,9 +11,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from wiseft_dist.data.pack_parallel import PackSettings, pack
-from wiseft_dist.data.pack_plan import Layout
-from wiseft_dist.data.pack_sources import Columns
+from wiseft_dist.data.packing.parallel import PackSettings, pack
+from wiseft_dist.data.packing.plan import Layout
+from wiseft_dist.data.packing.sources import Columns
 from wiseft_dist.errors import UserError
 
 FORMATS = ("jpeg", "png", "webp")

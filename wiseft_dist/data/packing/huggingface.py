@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wiseft_dist.data.pack_sources import (
+from wiseft_dist.data.packing.sources import (
     Classes,
     Columns,
     Listing,

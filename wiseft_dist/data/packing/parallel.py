@@ -26,9 +26,9 @@ from wiseft_dist.data.pack import (
     EncodedSample,
     write_shard,
 )
-from wiseft_dist.data.pack_huggingface import find_splits, list_dataset
-from wiseft_dist.data.pack_plan import Layout, ShardPlan, image_format, make_plan, record_plan
-from wiseft_dist.data.pack_sources import Classes, Columns, Listing, list_files, local_source
+from wiseft_dist.data.packing.huggingface import find_splits, list_dataset
+from wiseft_dist.data.packing.plan import Layout, ShardPlan, image_format, make_plan, record_plan
+from wiseft_dist.data.packing.sources import Classes, Columns, Listing, list_files, local_source
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import write_atomically
