@@ -24,10 +24,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +48,7 @@ from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, training_transform
 from wiseft_dist.progress import progress_bar
 
-SIZE, BATCH, LANES, BLOCK = 224, 32, 8, 32
+SIZE, BATCH, LANES, BLOCK = 224, 64, 8, 32
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PREPROCESS = Preprocess(SIZE, MEAN, STD)
 NUM_SHARDS, SAMPLES_A_SHARD = 8, 150
@@ -78,8 +77,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 for name, way, workers in cases:
                     case = rates.setdefault(f"{name}_{way}_{workers}", {"ours": [], "peer": [], "limit": []})
-                    with memory:
-                        case["ours"].append(_steady(_ours(sets[name], way, workers), workers, options.seconds))
+                    case["ours"].append(_steady(_ours(sets[name], way, workers), workers, options.seconds, memory.look))
                     case["peer"].append(_steady(_peer(sets[name], way, workers), workers, options.seconds))
                     case["limit"].append(_limit(sets[name], way, workers, options.seconds))
                     bar.advance()
@@ -125,10 +123,9 @@ def _ours(pictures: Pictures, way: str, workers: int) -> Iterator[int]:
         stream = _train_stream(pictures)
         for batch in stream.batches(first_step=0, rank=0, world_size=1, num_workers=workers):
             yield len(batch)
-    while True:
-        evaluation = EvaluationStream(pictures.manifest, evaluation_transform(PREPROCESS))
-        for batch in evaluation.batches(BATCH, num_workers=workers):
-            yield len(batch)
+    many = replace(pictures.manifest, shards=pictures.manifest.shards * 100)  # longer than any measurement
+    for batch in EvaluationStream(many, evaluation_transform(PREPROCESS)).batches(BATCH, num_workers=workers):
+        yield len(batch)
 
 
 def _train_stream(pictures: Pictures) -> TrainStream:
@@ -137,7 +134,7 @@ def _train_stream(pictures: Pictures) -> TrainStream:
 
 
 def _peer(pictures: Pictures, way: str, workers: int) -> Iterator[int]:
-    """Sizes of open_clip's batches, without end."""
+    """Sizes of open_clip's batches, without end: its workers stay for all passes."""
     from open_clip_train import data
 
     # webdataset 1.0 marks the end of a shard by an empty dictionary, which open_clip's grouping does not expect.
@@ -163,7 +160,9 @@ def _peer(pictures: Pictures, way: str, workers: int) -> Iterator[int]:
             yield len(images)
 
 
-def _steady(batches: Iterator[int], workers: int, seconds: float) -> float:
+def _steady(
+    batches: Iterator[int], workers: int, seconds: float, afterwards: Callable[[], None] = lambda: None
+) -> float:
     """Images/s a process once it runs evenly: what was decoded ahead while nobody looked is drained first."""
     for _ in islice(batches, 8 * workers):
         pass
@@ -172,7 +171,7 @@ def _steady(batches: Iterator[int], workers: int, seconds: float) -> float:
         images += size
         if (elapsed := time.perf_counter() - started) > seconds:
             break
-    del batches
+    afterwards()
     return images / elapsed / workers
 
 
@@ -217,28 +216,18 @@ def _interpolate(pixels: torch.Tensor, height: int, width: int) -> None:
 
 
 class _WorkerMemory:
-    """The most memory that a decoding process has for itself, watched while ours runs."""
+    """The most memory that a decoding process has for itself. Asking holds it up, so this is done outside the clock."""
 
     def __init__(self) -> None:
         self.peak_mb = 0.0
-        self._done = threading.Event()
 
-    def __enter__(self) -> None:
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.25):
-            for child in psutil.Process().children():
-                try:
-                    self.peak_mb = max(self.peak_mb, round(child.memory_full_info().uss / 1e6, 1))
-                except psutil.Error:
-                    continue
+    def look(self) -> None:
+        """Look at the processes that decode now."""
+        for child in psutil.Process().children():
+            try:
+                self.peak_mb = max(self.peak_mb, round(child.memory_full_info().uss / 1e6, 1))
+            except psutil.Error:
+                continue
 
 
 def _resume(pictures: Pictures) -> dict[str, float]:
