@@ -33,6 +33,7 @@ format: venv
 
 benchmarks: venv
 	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
