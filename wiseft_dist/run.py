@@ -235,14 +235,14 @@ def commit(aside: Path, folder: Path, **record: Any) -> None:
     for path in sorted(aside.rglob("*")):
         if path.is_file():
             files[str(path.relative_to(aside))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            _sync(path)
+            sync(path)
     (aside / COMMIT_FILE).write_text(json.dumps(record | {"files": files}, indent=1))
-    _sync(aside / COMMIT_FILE)
-    _sync(aside)
+    sync(aside / COMMIT_FILE)
+    sync(aside)
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -250,13 +250,14 @@ def write_atomically(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         aside.write_text(text, encoding="utf-8")
-        _sync(aside)
+        sync(aside)
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,7 +7,7 @@ from encoded_pictures import encoded
 from PIL import Image
 from torchvision.transforms import RandAugment
 
-from wiseft_dist.config.sections import AugmentConfig
+from wiseft_dist.config import AugmentConfig
 from wiseft_dist.data.augment import apply_rand_augment, rand_augment, random_crop, random_erase
 from wiseft_dist.data.decode import decode
 from wiseft_dist.data.transforms import Preprocess, training_transform

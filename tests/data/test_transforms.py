@@ -12,8 +12,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch.nn import functional
 
-from wiseft_dist.config import ModelConfig
-from wiseft_dist.config.sections import AugmentConfig
+from wiseft_dist.config import AugmentConfig, ModelConfig
 from wiseft_dist.data.augment import random_crop
 from wiseft_dist.data.decode import DecodeError, decode
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize, shortest_side, training_transform

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.config.sections import AugmentConfig
+from wiseft_dist.config import AugmentConfig, FinetuneConfig
 from wiseft_dist.errors import UserError
 from wiseft_dist.finetune.mixing import Mixing, make_mixing
 from wiseft_dist.finetune.recipes import make_recipe

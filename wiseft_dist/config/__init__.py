@@ -1,11 +1,11 @@
 """The configuration: its sections, how a YAML file becomes them, and the arithmetic of the batch."""
 
 from wiseft_dist.config.batch import batch_arithmetic
+from wiseft_dist.config.data import AugmentConfig, DataConfig
 from wiseft_dist.config.reading import dump_config, load_config, parse_section
+from wiseft_dist.config.section import Section
 from wiseft_dist.config.sections import (
-    AugmentConfig,
     CheckpointConfig,
-    DataConfig,
     DistributedConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -17,7 +17,6 @@ from wiseft_dist.config.sections import (
     Resources,
     RunConfig,
     ScheduleConfig,
-    Section,
     WandbConfig,
 )
 

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from wiseft_dist.config.sections import RunConfig, Section
+from wiseft_dist.config.section import Section
+from wiseft_dist.config.sections import RunConfig
 from wiseft_dist.errors import UserError
 
 SectionType = TypeVar("SectionType", bound=Section)

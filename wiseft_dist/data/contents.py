@@ -11,7 +11,16 @@ from enum import StrEnum
 from typing import IO
 
 from wiseft_dist import storage
-from wiseft_dist.data.tar import IMAGE_FIELDS, LABEL_FIELDS, METADATA, Member, TarError, members, split_name
+from wiseft_dist.data.tar import (
+    IMAGE_FIELDS,
+    LABEL_FIELDS,
+    METADATA,
+    Member,
+    TarError,
+    members,
+    read_content,
+    split_name,
+)
 from wiseft_dist.errors import UserError
 from wiseft_dist.run import digest
 
@@ -133,7 +142,7 @@ class _ShardReader:
         """Note a file, at whose content the stream stands."""
         key, name = split_name(member.name)
         is_read = self.check_image is not None or name in LABEL_FIELDS
-        content = _content(member, stream) if is_read else b""
+        content = read_content(member, stream) if is_read else b""
         if key is None or METADATA.match(member.name):
             return
         self._add_field(key, name, member.header)
@@ -180,18 +189,6 @@ class _ShardReader:
         mark_step = mark_step_of(len(self.samples))
         marks = tuple(sample.header for sample in self.samples.values())[::mark_step]
         return Contents(tuple(self.samples), self.max_label, digest(self.members), marks, mark_step)
-
-
-def _content(member: Member, stream: IO[bytes]) -> bytes:
-    """All bytes of a file.
-
-    Raises:
-        TarError: if the archive ends before it does.
-    """
-    content = stream.read(member.size)
-    if len(content) != member.size:
-        raise TarError(f"the archive ends inside {member.name}")
-    return content
 
 
 def mark_step_of(num_samples: int) -> int:

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from wiseft_dist.data.batch import Batch, Target, class_label, stack_targets
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import BadSample, refuse_more
-from wiseft_dist.data.shards import Cache, Sample, read_shard
+from wiseft_dist.data.shards import Cache, Sample, read_samples
 from wiseft_dist.data.tar import IMAGE_FIELDS
 from wiseft_dist.data.workers import PixelRing, error_as_last_item, loaded, this_worker
 from wiseft_dist.errors import RunError
@@ -71,7 +71,7 @@ class EvaluationStream:
         keys: set[str] = set()
         bad: list[BadSample] = []
         for batch in (ring.collect([part]) for part in loaded(pieces, num_workers)):
-            seen[batch.positions - start] += 1
+            np.add.at(seen, batch.positions - start, 1)
             keys.update(batch.keys)
             for entry in batch.bad:
                 seen[entry.position - start] += 1
@@ -94,16 +94,9 @@ class EvaluationStream:
                 return
             low, high = max(start, begin) - begin, min(stop, int(ends[index])) - begin
             if low < high:
-                yield from enumerate(self._chosen(index, low, high), begin + low)
-
-    def _chosen(self, index: int, low: int, high: int) -> Iterator[Sample]:
-        shard = self.manifest.shards[index]
-        if not self.held_out:
-            return read_shard(shard, low, high, cache=self.cache)
-        places = self.manifest.held_out(index)[low:high].tolist()
-        wanted = frozenset(places)
-        samples = read_shard(shard, places[0], places[-1] + 1, cache=self.cache)
-        return (sample for sample in samples if sample.index in wanted)
+                places = self.manifest.held_out(index)[low:high].tolist() if self.held_out else range(low, high)
+                samples = read_samples(self.manifest.shards[index], places, cache=self.cache)
+                yield from enumerate(samples, begin + low)
 
 
 def _piece(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from wiseft_dist.run import sync
+
 CLASSNAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 COUNT_FILE = "nshards.txt"
@@ -69,7 +71,7 @@ def write_shard(samples: Iterable[EncodedSample], path: Path, *, first_key: int)
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
     return num_bytes
 
 
@@ -86,15 +88,6 @@ def _fields(sample: EncodedSample) -> Iterator[tuple[str, bytes]]:
     yield sample.image_format, sample.image
     if sample.caption is not None:
         yield "txt", sample.caption.encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def shard_bytes(member_sizes: Iterable[int]) -> int:

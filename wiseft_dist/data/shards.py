@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO, Protocol
 
 from wiseft_dist import storage
 from wiseft_dist.data.manifest import Shard
-from wiseft_dist.data.tar import METADATA, TarError, members, split_name
+from wiseft_dist.data.tar import METADATA, TarError, members, read_content, split_name
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.storage import StoredObject
 
@@ -83,6 +83,16 @@ def read_shard(
         )
 
 
+def read_samples(shard: Shard, places: Sequence[int], *, cache: Cache | None = None) -> Iterator[Sample]:
+    """The samples of a shard at the given rising places; raises what :func:`read_shard` raises."""
+    first, last = places[0], places[-1]
+    samples = read_shard(shard, first, last + 1, cache=cache)
+    if last - first + 1 == len(places):
+        return samples
+    wanted = frozenset(places)
+    return (sample for sample in samples if sample.index in wanted)
+
+
 @contextmanager
 def _open(stored: StoredObject, byte: int, cache: Cache | None) -> Iterator[IO[bytes]]:
     """The shard's bytes from ``byte`` on."""
@@ -110,9 +120,6 @@ def _samples(stream: IO[bytes], byte: int, *, first: int, last: int) -> Iterator
                 count += 1
             current, fields = key, {}
         if first <= count < last:
-            content = stream.read(member.size)
-            if len(content) != member.size:
-                raise TarError(f"the archive ends inside {member.name}")
-            fields[field] = content
+            fields[field] = read_content(member, stream)
     if current is not None:
         yield current, fields

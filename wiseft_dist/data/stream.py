@@ -16,7 +16,7 @@ from wiseft_dist.data.batch import Batch, Target, stack_targets
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.order import SampleOrder, sample_generator
 from wiseft_dist.data.receipt import BadSample
-from wiseft_dist.data.shards import Cache, Sample, read_shard
+from wiseft_dist.data.shards import Cache, Sample, read_samples
 from wiseft_dist.data.tar import IMAGE_FIELDS
 from wiseft_dist.data.workers import PixelRing, error_as_last_item, loaded, this_worker
 from wiseft_dist.errors import RunError
@@ -114,18 +114,7 @@ class TrainStream:
                 places = self.manifest.training_samples(stretch.shard)[stretch.start : stretch.stop]
                 if self.cache is not None and stretches:
                     self.cache.prefetch(self.manifest.shards[stretches[0].shard].stored)
-                yield from _chosen(self.manifest.shards[stretch.shard], places, self.cache)
-
-
-def _chosen(shard: Any, places: np.ndarray, cache: Cache | None) -> Iterator[Sample]:
-    """The samples of a shard at the given rising places."""
-    first, last = int(places[0]), int(places[-1])
-    samples = read_shard(shard, first, last + 1, cache=cache)
-    if last - first + 1 == len(places):
-        yield from samples
-        return
-    wanted = set(places.tolist())
-    yield from (sample for sample in samples if sample.index in wanted)
+                yield from read_samples(self.manifest.shards[stretch.shard], places.tolist(), cache=self.cache)
 
 
 class _LaneParts(IterableDataset[Batch | RunError]):

@@ -81,6 +81,18 @@ def members(stream: IO[bytes], start: int = 0) -> Iterator[Member]:
             stream.seek(position)
 
 
+def read_content(member: Member, stream: IO[bytes]) -> bytes:
+    """The content of a member at which the stream stands.
+
+    Raises:
+        TarError: if the archive ends before it does.
+    """
+    content = stream.read(member.size)
+    if len(content) != member.size:
+        raise TarError(f"the archive ends inside {member.name}")
+    return content
+
+
 def _checked_size(header: bytes, position: int) -> int:
     """The size field of a header whose checksum is right."""
     try:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wiseft_dist.config.sections import AugmentConfig
+from wiseft_dist.config import AugmentConfig
 from wiseft_dist.data.augment import Box, apply_rand_augment, rand_augment, random_crop, random_erase
 from wiseft_dist.data.decode import Decoder, Pixels, jpeg_size, pillow_image
 

@@ -25,13 +25,22 @@ def load_vocabulary(config: DataConfig) -> Vocabulary:
     Raises:
         UserError: if a file is missing or a template has no place for the class.
     """
-    classnames = _lines(_locate(config.classnames, config.train, CLASSNAMES_FILE, "data.classnames"))
+    classnames = read_lines(_locate(config.classnames, config.train, CLASSNAMES_FILE, "data.classnames"))
     source = _locate(config.templates, config.train, TEMPLATES_FILE, "data.templates")
-    templates = _lines(source)
+    return Vocabulary(classnames, read_templates(source, f"data.templates: {source}"))
+
+
+def read_templates(url: str, name: str) -> tuple[str, ...]:
+    """The prompt templates in a file.
+
+    Raises:
+        UserError: by ``name``, if one has no place for the class.
+    """
+    templates = read_lines(url)
     wrong = [template for template in templates if "{c}" not in template]
     if wrong:
-        raise UserError(f"data.templates: {source}: {wrong[0]!r} has no {{c}} where the class name goes.")
-    return Vocabulary(classnames, templates)
+        raise UserError(f"{name}: {wrong[0]!r} has no {{c}} where the class name goes.")
+    return templates
 
 
 def check_labels(name: str, pattern: str, manifest: Manifest, classnames: tuple[str, ...]) -> None:
@@ -49,7 +58,7 @@ def check_labels(name: str, pattern: str, manifest: Manifest, classnames: tuple[
     own = _find(pattern, CLASSNAMES_FILE)
     if own is None:
         return
-    theirs = _lines(own)
+    theirs = read_lines(own)
     if theirs != classnames:
         length = min(len(theirs), len(classnames))
         at = next((i for i in range(length) if theirs[i] != classnames[i]), length)
@@ -77,7 +86,12 @@ def _find(shards: str, name: str) -> str | None:
     return next((candidate for candidate in candidates if storage.exists(candidate)), None)
 
 
-def _lines(url: str) -> tuple[str, ...]:
+def read_lines(url: str) -> tuple[str, ...]:
+    """The lines of a file that hold something.
+
+    Raises:
+        UserError: if none does.
+    """
     lines = tuple(line.strip() for line in storage.read_text(url).splitlines() if line.strip())
     if not lines:
         raise UserError(f"{url}: holds no line of text.")

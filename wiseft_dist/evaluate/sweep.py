@@ -77,8 +77,6 @@ def _groups(batches: Iterable[Batch], cache_images: int) -> Iterator[list[Batch]
     """Consecutive batches of together at most ``cache_images`` samples, but at least one batch."""
     group: list[Batch] = []
     for batch in batches:
-        if not len(batch) and not batch.bad:
-            continue
         if group and sum(map(len, group)) + len(batch) > cache_images:
             yield group
             group = []

@@ -13,7 +13,7 @@ import numpy as np
 from timm.data.mixup import Mixup
 from torch import Tensor
 
-from wiseft_dist.config.sections import AugmentConfig
+from wiseft_dist.config import AugmentConfig
 from wiseft_dist.errors import UserError
 
 

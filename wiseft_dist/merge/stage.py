@@ -15,7 +15,6 @@ from typing import Any
 import wiseft_dist
 from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, RunConfig
-from wiseft_dist.config.sections import refuse_as_target
 from wiseft_dist.distributed import require_single_process
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.pairing import Pair, pair
@@ -109,7 +108,7 @@ def merge_to_store(
         UserError: as :func:`merge_files`, and if nothing can be uploaded there.
         RunError: if the store fails for good.
     """
-    refuse_as_target(url)
+    storage.refuse_as_target(url)
     targets = [storage.join(url, alpha_name(alpha)) for alpha in settings.alphas]
     for target in targets:
         if storage.exists(storage.join(target, COMMIT_FILE)):

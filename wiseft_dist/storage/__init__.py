@@ -13,7 +13,7 @@ from wiseft_dist.storage.objects import StoredObject, exists, stat
 from wiseft_dist.storage.reading import download, open_bytes, read_bytes, read_text
 from wiseft_dist.storage.stores import fork_is_safe
 from wiseft_dist.storage.urls import REMOTE_SCHEMES, absolute, is_remote, join, parent, refuse_credentials
-from wiseft_dist.storage.writing import upload_folder, write_bytes, write_text
+from wiseft_dist.storage.writing import refuse_as_target, upload_folder, write_bytes, write_text
 
 __all__ = [
     "REMOTE_SCHEMES",
@@ -30,6 +30,7 @@ __all__ = [
     "parent",
     "read_bytes",
     "read_text",
+    "refuse_as_target",
     "refuse_credentials",
     "stat",
     "upload_folder",

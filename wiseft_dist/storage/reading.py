@@ -21,6 +21,7 @@ from wiseft_dist.storage.faults import Cancelled
 from wiseft_dist.storage.objects import StoredObject, existing
 from wiseft_dist.storage.resuming import RangesNotServed, stream
 from wiseft_dist.storage.urls import is_remote, local_path
+from wiseft_dist.storage.writing import replacing
 
 FIRST_PART = 2**20
 LARGEST_PART = 8 * 2**20
@@ -85,8 +86,7 @@ def download(url: str, path: Path, *, expected: StoredObject | None = None) -> N
         UserError: if the object cannot be read, is not the expected one, or the file cannot be written.
         RunError: if the store fails for good.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path, str(path)) as partial:
         if is_remote(url):
             source = expected or existing(url)
             with partial.open("wb") as file:
@@ -95,11 +95,6 @@ def download(url: str, path: Path, *, expected: StoredObject | None = None) -> N
         else:
             with open_bytes(url, expected=expected) as local, partial.open("wb") as file:
                 shutil.copyfileobj(local, file, LARGEST_PART)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.storage.faults import persist
 from wiseft_dist.storage.objects import stat
 from wiseft_dist.storage.stores import open_store
-from wiseft_dist.storage.urls import is_remote, join, local_path
+from wiseft_dist.storage.urls import is_remote, join, local_path, refuse_credentials
 
 UPLOAD_PART = 8 * 2**20
 """Bytes of one part of a multipart upload; a smaller file goes up in one request."""
@@ -29,21 +31,44 @@ def write_bytes(url: str, data: bytes) -> None:
     if is_remote(url):
         _put(url, data, len(data))
         return
-    path = local_path(url)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(local_path(url), url) as partial:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{url}: cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_text(url: str, text: str) -> None:
     """Write UTF-8 text; see :func:`write_bytes`."""
     write_bytes(url, text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path, name: str) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which becomes ``path`` when the block ends without an error.
+
+    Raises:
+        UserError: if it cannot be written, by the ``name`` that the user knows the file by.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_as_target(url: str) -> None:
+    """Refuse a place that nothing can be uploaded to; worth asking before any work is done for it.
+
+    Raises:
+        UserError: if the URL carries credentials or is a web server's.
+    """
+    refuse_credentials(url)
+    if url.startswith("http"):
+        raise UserError(
+            f"{url}: cannot be written: a web server takes no uploads. Name a bucket (s3, gs or az) or a folder."
+        )
 
 
 def upload_folder(folder: Path, url: str, *, last: str) -> None:
@@ -72,24 +97,16 @@ def _copy(path: Path, url: str) -> None:
     if is_remote(url):
         _put(url, path, path.stat().st_size)
         return
-    target = local_path(url)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(local_path(url), url) as partial:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, partial)
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{url}: cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _put(url: str, data: bytes | Path, num_bytes: int) -> None:
     """Upload, in parts where it is large, and ask the store what it has."""
     import obstore
 
-    if url.startswith("http"):
-        raise UserError(f"{url}: cannot be written: a web server takes no uploads. Name a bucket (s3, gs or az).")
+    refuse_as_target(url)
     store, name = open_store(url)
     # A part that fails fails its upload, which then starts again: stores show no half of one.
     persist(

@@ -29,6 +29,7 @@ from wiseft_dist.data.pack import (
 from wiseft_dist.data.packing.huggingface import find_splits, list_dataset
 from wiseft_dist.data.packing.plan import Layout, ShardPlan, image_format, make_plan, record_plan
 from wiseft_dist.data.packing.sources import Classes, Columns, Listing, list_files, local_source
+from wiseft_dist.data.vocabulary import read_lines, read_templates
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import write_atomically
@@ -130,25 +131,14 @@ def _classes(settings: PackSettings, output: Path) -> Classes:
     file = settings.classnames or str(output / CLASSNAMES_FILE)
     if settings.classnames is None and not Path(file).exists():
         return Classes()
-    return Classes(_lines(file), file, is_given=settings.classnames is not None)
-
-
-def _lines(file: str) -> tuple[str, ...]:
-    lines = tuple(line.strip() for line in storage.read_text(file).splitlines() if line.strip())
-    if not lines:
-        raise UserError(f"{file}: holds no line of text.")
-    return lines
+    return Classes(read_lines(file), file, is_given=settings.classnames is not None)
 
 
 def _settle_vocabulary(settings: PackSettings, output: Path, listing: Listing) -> tuple[str, ...]:
     """Write class names and templates, which all splits share; says where templates were made up."""
     _write_same(output / CLASSNAMES_FILE, listing.classnames)
     if settings.templates is not None:
-        templates = _lines(settings.templates)
-        wrong = [template for template in templates if "{c}" not in template]
-        if wrong:
-            raise UserError(f"{settings.templates}: {wrong[0]!r} has no {{c}} where the class name goes.")
-        _write_same(output / TEMPLATES_FILE, templates)
+        _write_same(output / TEMPLATES_FILE, read_templates(settings.templates, settings.templates))
     elif not (output / TEMPLATES_FILE).exists():
         _write_same(output / TEMPLATES_FILE, (DEFAULT_TEMPLATE,))
         return (f"{TEMPLATES_FILE} holds the single template {DEFAULT_TEMPLATE!r}; give others by --templates",)
@@ -158,7 +148,7 @@ def _settle_vocabulary(settings: PackSettings, output: Path, listing: Listing) -
 def _write_same(path: Path, lines: tuple[str, ...]) -> None:
     if not path.exists():
         write_atomically(path, "\n".join(lines))
-    elif _lines(str(path)) != lines:
+    elif read_lines(str(path)) != lines:
         raise UserError(f"{path}: holds other lines than this source and these options give. Pack into another folder.")
 
 
