@@ -63,7 +63,7 @@ def test_a_key_like_no_other_is_answered_with_what_there_is(file):
     [
         ("finetune.epochs=many", "finetune.epochs is 'many': input should be a valid number"),
         ("finetune.global_batch_size=0", "finetune.global_batch_size is 0: input should be greater than 0"),
-        ("finetune.precision=fp8", "finetune.precision is 'fp8': input should be 'fp32' or 'bf16'."),
+        ("finetune.precision=fp8", "finetune.precision is 'fp8': input should be 'fp32', 'bf16' or 'fp16'."),
         ("data=5", "data is 5: it is a section, with settings of its own under it."),
         ("data.train.x=1", "data.train is {'x': 1}: input should be a valid string."),
         ("seed=4294967296", "seed is 4294967296: input should be less than 4294967296"),

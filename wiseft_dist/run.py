@@ -31,7 +31,11 @@ IDENTITY = (
     "merge.dtype",
 )
 """Settings that decide what the weights are: a run directory belongs to one value of each."""
-FREE = ("finetune.log_every", "finetune.checkpoint.")
+FREE = (
+    *(f"finetune.{name}" for name in ("log_every", "checkpoint.", "validation.", "max_bad_steps", "peak_tflops")),
+    *(f"finetune.{name}" for name in ("micro_batch_size", "zero_stage", "offload_optimizer", "features")),
+    *(f"finetune.{name}" for name in ("activation_checkpointing", "compile")),
+)
 """Settings inside those sections that do not, and may change between two sessions."""
 
 

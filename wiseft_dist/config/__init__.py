@@ -2,21 +2,26 @@
 
 from wiseft_dist.config.batch import batch_arithmetic
 from wiseft_dist.config.data import AugmentConfig, DataConfig
-from wiseft_dist.config.reading import dump_config, load_config, parse_section
-from wiseft_dist.config.section import Section
-from wiseft_dist.config.sections import (
+from wiseft_dist.config.finetune import (
     CheckpointConfig,
+    EmaConfig,
+    FinetuneConfig,
+    HeadConfig,
+    L2SpConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ValidationConfig,
+)
+from wiseft_dist.config.reading import dump_config, load_config, parse_section
+from wiseft_dist.config.section import Precision, Section
+from wiseft_dist.config.sections import (
     DistributedConfig,
     EvaluateConfig,
-    FinetuneConfig,
     LaunchConfig,
     MergeConfig,
     ModelConfig,
-    OptimizerConfig,
-    Precision,
     Resources,
     RunConfig,
-    ScheduleConfig,
     WandbConfig,
 )
 
@@ -25,8 +30,11 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "DistributedConfig",
+    "EmaConfig",
     "EvaluateConfig",
     "FinetuneConfig",
+    "HeadConfig",
+    "L2SpConfig",
     "LaunchConfig",
     "MergeConfig",
     "ModelConfig",
@@ -36,6 +44,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "Section",
+    "ValidationConfig",
     "WandbConfig",
     "batch_arithmetic",
     "dump_config",

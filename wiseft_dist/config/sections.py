@@ -8,7 +8,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -17,9 +16,9 @@ from pydantic import (
 
 from wiseft_dist import storage
 from wiseft_dist.config.data import DataConfig
-from wiseft_dist.config.section import Fraction, Section
+from wiseft_dist.config.finetune import FinetuneConfig
+from wiseft_dist.config.section import Precision, Section
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 MAX_GRID_STEPS = 10_000
 
@@ -62,97 +61,6 @@ class ModelConfig(Section):
 
     pretrained: str | None = None
     """A pretrained tag, a local file or a URL. Left out: the folder's own weights, or random ones for pre-training."""
-
-
-class OptimizerConfig(Section):
-    """AdamW; the defaults are the paper's (arXiv 2109.01903, appendix D)."""
-
-    lr: PositiveFloat = 3e-5
-    """Peak learning rate."""
-
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
-    """Decay of the two moment estimates."""
-
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
-
-    weight_decay: NonNegativeFloat = 0.1
-    """Decoupled weight decay, on every parameter as in the paper's code."""
-
-
-class ScheduleConfig(Section):
-    """How the learning rate moves: linear warm-up, then the named shape."""
-
-    name: Literal["cosine", "constant"] = "cosine"
-    """``cosine`` falls to 0 at the last step."""
-
-    warmup_steps: NonNegativeInt = 500
-    """Optimizer steps from 0 to the peak."""
-
-
-class CheckpointConfig(Section):
-    """When the training state is saved and how much of it is kept."""
-
-    every_steps: PositiveInt | None = None
-    """Save every this many optimizer steps."""
-
-    every_minutes: PositiveFloat | None = 15.0
-    """Save at the first line of metrics (``log_every``) after this much wall time since the last save."""
-
-    keep_last: PositiveInt = 2
-    """Committed checkpoints kept on disk. At least 2: a save that dies must leave a whole one behind."""
-
-    @model_validator(mode="after")
-    def _keeps_a_spare(self) -> Self:
-        if self.keep_last < 2:
-            raise ValueError(
-                "finetune.checkpoint.keep_last is 1: the only checkpoint would be replaced while the next is "
-                "written; use 2 or more"
-            )
-        return self
-
-
-class FinetuneConfig(Section):
-    """One fine-tuning: objective, batch, optimizer, engine."""
-
-    recipe: Literal["end_to_end", "contrastive"] = "end_to_end"
-    """``end_to_end``: encoder and head, cross-entropy. ``contrastive``: both towers on image-caption pairs."""
-
-    epochs: PositiveFloat = 10
-    """Passes over the training set; the last batch of the last epoch is filled from the next one."""
-
-    global_batch_size: PositiveInt = 512
-    """Samples an optimizer step, over all ranks."""
-
-    micro_batch_size: PositiveInt | None = None
-    """Samples a forward pass on one rank; gradients are accumulated to the global batch. Left out: all at once.
-
-    With ``recipe=contrastive`` it also bounds the negatives: those of one forward pass over all ranks.
-    """
-
-    zero_stage: Literal[1, 2, 3] = 1
-    """What DeepSpeed shards: 1 optimizer state, 2 gradients too, 3 parameters too."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of forward and backward; masters and moments are fp32."""
-
-    gradient_clipping: NonNegativeFloat = 1.0
-    """Largest global gradient norm; 0 for none."""
-
-    label_smoothing: Fraction = 0.0
-    """Mass spread over the other classes in the cross-entropy."""
-
-    log_every: PositiveInt = 10
-    """Optimizer steps between two lines of metrics."""
-
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """Optimizer settings."""
-
-    schedule: ScheduleConfig = ScheduleConfig()
-    """Learning-rate schedule."""
-
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """Saving and keeping."""
 
 
 class MergeConfig(Section):
@@ -330,10 +238,12 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _labels_to_mix(self) -> Self:
-        if self.finetune.recipe == "contrastive" and (self.data.augment.mixup or self.data.augment.cutmix):
+        recipe = self.finetune.recipe
+        if (self.data.augment.mixup or self.data.augment.cutmix) and recipe in ("contrastive", "flyp", "linear_head"):
+            reason = "which learns from features" if recipe == "linear_head" else "which learns from texts"
             raise ValueError(
-                "data.augment.mixup and data.augment.cutmix blend class labels, which finetune.recipe=contrastive has "
-                "none of: set both to 0"
+                f"data.augment.mixup and data.augment.cutmix blend pictures and class labels, and finetune.recipe is "
+                f"{recipe}, {reason}: set both to 0"
             )
         return self
 
