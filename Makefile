@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 
-.PHONY: venv quickstart test test-fast lint format benchmarks clean
+.PHONY: venv quickstart test test-kills test-fast lint format benchmarks clean
 
 venv: $(VENV)/.installed
 
@@ -18,6 +18,9 @@ quickstart: venv  ## the whole road on made-up pictures
 
 test: venv  ## everything; tests that need Slurm or real pictures say why they are skipped
 	$(BIN)/python -m pytest
+
+test-kills: venv  ## a run killed at 20 random moments and resumed, for ZeRO 1, 2 and 3: a quarter of an hour
+	WISEFT_KILLS=20 WISEFT_KILLED_STAGES=1,2,3 $(BIN)/python -m pytest tests/finetune/test_kills.py -s
 
 test-fast: venv  ## what takes seconds
 	$(BIN)/python -m pytest -m "not slow and not slurm"
@@ -34,6 +37,7 @@ format: venv
 benchmarks: venv
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.finetune
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -110,6 +110,7 @@ def test_an_unknown_dataset_is_answered_with_those_there_are(finished):
         (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--dtype", "fp8"], "dtype is 'fp8'"),
         (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--alphas", "0:1:0.3"], "do not lead from 0 to 1"),
         (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--alphas", "0,2"], "alpha 2 is not between 0"),
+        (["run", "--average"], "takes the average where the run keeps one: leave --average out"),
         (["--zero-shot", "/none", "--finetuned", "/none", "--output", "/none/c"], "/none: no such checkpoint"),
     ],
 )
@@ -135,6 +136,19 @@ def test_merge_writes_an_ensemble_for_each_alpha(tmp_path):
     for alpha, folder in zip((0, 0.25, 1), folders, strict=True):
         (file,) = folder.glob("*.safetensors")
         assert torch.equal(load_file(file)["weight"], torch.full((3, 2), float(alpha)))
+    averaged = (
+        "merge",
+        "--zero-shot",
+        files[0],
+        "--finetuned",
+        files[1],
+        "--output",
+        tmp_path / "average",
+        "--average",
+    )
+    assert "finetuned.safetensors: no DeepSpeed checkpoint, and nothing else holds a moving average" in refused(
+        *averaged
+    )
 
 
 def test_debug_shows_the_traceback_too(tmp_path):
@@ -151,7 +165,7 @@ def test_plan_says_what_would_run_and_writes_nothing(world, tmp_path):
     lines = done.stdout.splitlines()
     assert " ".join(lines[0].split()) == "finetune 1 x 2 processes, 0 GPUs a node"
     assert [line.split()[0] for line in lines[1:7]] == [
-        "merge", "evaluate/photo", "evaluate/sketch", "evaluate/clipart", "evaluate/id_val", "report",
+        "merge", "evaluate/sketch", "evaluate/id_val", "evaluate/photo", "evaluate/clipart", "report",
     ]  # fmt: skip
     assert "batch 8 = 2 ranks x 4 x 1 accumulation" in lines[7]
     assert lines[8] == "3 alphas on: photo 11, sketch 13, clipart 7"

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from wiseft_dist.config import MergeConfig, RunConfig, batch_arithmetic, dump_config, load_config, parse_section
+from wiseft_dist.config import MergeConfig, RunConfig, dump_config, load_config, parse_section
 from wiseft_dist.errors import UserError
 
 LEAST = "output: runs/mine\nmodel: {architecture: ViT-B-32}\ndata: {train: shards}\n"
@@ -184,46 +183,6 @@ def test_a_dumped_configuration_is_read_back_the_same_whatever_its_values_hold(t
 
 def test_a_brace_range_can_be_given_as_an_override(file):
     assert load_config(file, ["data.train={a,b}/{0..3}.tar"]).data.train == "{a,b}/{0..3}.tar"
-
-
-def with_batch(file, world_size, batch, micro=None, lanes=16):
-    micro_setting = [] if micro is None else [f"finetune.micro_batch_size={micro}"]
-    config = load_config(file, [f"finetune.global_batch_size={batch}", f"data.lanes={lanes}", *micro_setting])
-    return batch_arithmetic(config, world_size)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "batch", "micro", "expected"),
-    [(1, 512, None, (512, 1)), (4, 512, None, (128, 1)), (4, 512, 32, (32, 4)), (16, 16, 1, (1, 1))],
-)
-def test_the_global_batch_is_shared_by_ranks_and_accumulation(file, world_size, batch, micro, expected):
-    assert with_batch(file, world_size, batch, micro) == expected
-
-
-@pytest.mark.parametrize(
-    ("world_size", "batch", "micro", "nearest"),
-    [(4, 510, None, "use 508 or 512."), (2, 100, 16, "use 96 or 128."), (8, 5, None, "use 8.")],
-)
-def test_a_batch_that_does_not_divide_is_answered_with_the_nearest_that_do(file, world_size, batch, micro, nearest):
-    with pytest.raises(UserError, match=re.escape(nearest)):
-        with_batch(file, world_size, batch, micro)
-    for size in re.findall(r"\d+", nearest):
-        with_batch(file, world_size, int(size), micro)
-
-
-def test_pictures_that_cannot_be_mixed_in_pairs_are_refused(file):
-    config = load_config(file, ["finetune.global_batch_size=6", "data.augment.mixup=0.2"])
-    assert batch_arithmetic(config, 1) == (6, 1)
-    with pytest.raises(UserError, match=r"each forward pass has 3 of them: set an even finetune\.micro_batch_size"):
-        batch_arithmetic(config, 2)
-
-
-def test_lanes_that_the_ranks_cannot_share_are_refused_with_a_number_that_works(file):
-    with pytest.raises(
-        UserError, match=r"data\.lanes is 16, which 6 processes cannot share evenly: set data\.lanes=48"
-    ):
-        with_batch(file, 6, 48)
-    assert with_batch(file, 6, 48, lanes=48) == (8, 1)
 
 
 def test_the_pacs_example_is_a_right_configuration(monkeypatch):

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tiny_run import CLASSNAMES
 
-from wiseft_dist.config import batch_arithmetic, load_config
+from wiseft_dist.config import RunConfig, load_config
+from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
+from wiseft_dist.launch.start import preview
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+NUM_SAMPLES = 200
+"""At least one for each lane."""
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_configuration_is_valid_and_its_batch_divides(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WISEFT_TEST_DATA", "/data")
-    monkeypatch.setenv("WISEFT_SHARDS", "s3://bucket/wds")
-    config = load_config(path)
-    micro_batch_size, accumulation_steps = batch_arithmetic(config, config.launch.finetune.num_tasks)
-    samples = micro_batch_size * accumulation_steps * config.launch.finetune.num_tasks
-    assert samples == config.finetune.global_batch_size
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A shipped configuration, with small shards in all the places that it names."""
+    monkeypatch.setenv("WISEFT_TEST_DATA", str(tmp_path))
+    monkeypatch.setenv("WISEFT_SHARDS", str(tmp_path))
+    config = load_config(request.param, [f"output={tmp_path / 'run'}"])
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "png")
+    for folder in map(Path, (config.data.train, *config.data.evaluated.values())):
+        samples = (EncodedSample(picture.getvalue(), "png", i % len(CLASSNAMES)) for i in range(NUM_SAMPLES))
+        write_split(samples, folder, samples_per_shard=NUM_SAMPLES)
+        write_vocabulary(folder, classnames=CLASSNAMES, templates=["a {c}"])
+    return config
+
+
+def test_every_shipped_configuration_can_be_planned_and_its_batch_divides(config: RunConfig, tmp_path: Path) -> None:
+    plan = preview(config)
+    samples = plan["micro_batch_size"] * plan["accumulation_steps"] * plan["world_size"]
+    assert samples == plan["global_batch_size"] == config.finetune.global_batch_size
+    evaluated = [f"evaluate/{name}" for name in (*config.data.evaluated, "id_val")]
+    assert {job["name"] for job in plan["jobs"]} == {"finetune", "merge", *evaluated, "report"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_worker_of_a_shipped_configuration_has_a_lane(config: RunConfig) -> None:
+    assert config.data.workers <= config.data.lanes // config.launch.finetune.num_tasks

@@ -32,6 +32,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as finetune.epochs=5.", metavar="[KEY=VALUE]...")
 ]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+AVERAGE_HELP = "theta_1 is the moving average that a run's checkpoint holds (finetune.ema), not its last weights."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -136,6 +137,7 @@ def merge(
     run_directory: Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")] = None,
     zero_shot: Annotated[Path | None, typer.Option("--zero-shot", help="theta_0: file or folder.")] = None,
     finetuned: Annotated[Path | None, typer.Option("--finetuned", help="theta_1: the same, or DeepSpeed.")] = None,
+    average: Annotated[bool, typer.Option("--average", help=AVERAGE_HELP)] = False,
     output: Annotated[str | None, typer.Option("--output", help="Folder for the ensembles, or a store's.")] = None,
     alphas: Annotated[str, typer.Option("--alphas", help="Grid 0:1:0.1 or list 0,0.5,1.")] = "0:1:0.1",
     dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
@@ -145,6 +147,8 @@ def merge(
     if run_directory is not None:
         if zero_shot or finetuned or output:
             raise UserError("wiseft merge takes either RUN or --zero-shot, --finetuned and --output, not both.")
+        if average:
+            raise UserError("wiseft merge RUN takes the average where the run keeps one: leave --average out.")
         return _stage("merge", run_directory)
     if zero_shot is None or finetuned is None or output is None:
         raise UserError("wiseft merge needs RUN, or all of --zero-shot, --finetuned and --output.")
@@ -153,10 +157,11 @@ def merge(
     from wiseft_dist.storage import is_remote
 
     settings = parse_section(MergeConfig, {"alphas": alphas, "dtype": dtype}, source="wiseft merge")
+    patterns = tuple(carry or ())
     if is_remote(output):
-        print(*merge_to_store(zero_shot, finetuned, output, settings, carry=tuple(carry or ())), sep="\n")
+        print(*merge_to_store(zero_shot, finetuned, output, settings, carry=patterns, average=average), sep="\n")
     else:
-        print(*merge_files(zero_shot, finetuned, Path(output), settings, carry=tuple(carry or ())), sep="\n")
+        print(*merge_files(zero_shot, finetuned, Path(output), settings, carry=patterns, average=average), sep="\n")
 
 
 @app.command()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -118,6 +118,11 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
 
     The variables that DeepSpeed looks for are exported, so that it never goes looking for MPI.
 
+    Args:
+        ranks: This process's place.
+        timeout_minutes: After so long a collective is given up, or somewhat later: in training, the watchdog that can
+            name who is missing comes first.
+
     Raises:
         RunError: if the group does not come together.
     """
@@ -136,7 +141,7 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
             "nccl" if device.type == "cuda" else "gloo",
             rank=ranks.rank,
             world_size=ranks.world_size,
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=_group_timeout(timeout_minutes),
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
@@ -149,6 +154,10 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def _group_timeout(minutes: float) -> timedelta:
+    return timedelta(minutes=1.5 * minutes)
 
 
 def together(action: Callable[[], None]) -> None:
@@ -186,7 +195,7 @@ def require_single_process(stage: str) -> None:
         raise UserError(f"wiseft {stage} runs in one process, and was started as {world_size}: use one task.")
 
 
-Decision = TypeVar("Decision", bool, str | None)
+Decision = TypeVar("Decision", bool, str | None, float | None)
 
 
 def broadcast_from_main(value: Decision) -> Decision:
@@ -194,3 +203,42 @@ def broadcast_from_main(value: Decision) -> Decision:
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+class Agreement:
+    """Small numbers of which every rank learns the largest without waiting for the others.
+
+    What the ranks contribute at one step is known to all at the next; the message travels meanwhile. In a process group
+    of one there is no message, and no step in between. All ranks make it, call it equally often, and close it.
+
+    Args:
+        num_values: How many numbers.
+        timeout_minutes: As for the process group.
+    """
+
+    def __init__(self, num_values: int, *, timeout_minutes: float) -> None:
+        self._alone = dist.get_world_size() == 1
+        if not self._alone:
+            self._group: Any = dist.new_group(backend="gloo", timeout=_group_timeout(timeout_minutes))
+        self._values = torch.zeros(num_values, dtype=torch.int64)
+        self._work: dist.Work | None = None
+
+    def exchange(self, *values: int) -> tuple[int, ...]:
+        """Contribute this step's numbers.
+
+        Returns:
+            The largest ones over all ranks, of the step before; zeros at the first.
+        """
+        if self._alone:
+            return values
+        self.close()
+        agreed = tuple(self._values.tolist())
+        self._values = torch.tensor(values, dtype=torch.int64)
+        self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Wait for the message that is under way."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None

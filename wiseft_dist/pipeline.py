@@ -12,6 +12,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.merge.finetuned import is_finetuned
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
@@ -62,10 +63,10 @@ def plan(config: RunConfig, datasets: Collection[str], finished: Collection[str]
 def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
     """Whether the job's output is on disk, committed and current, and published where the run says so."""
     if job.stage == "finetune":
-        return run.final_checkpoint() is not None
+        return is_finetuned(config, run)
     if job.stage == "merge":
         return not run.missing_ensembles(config.merge.alphas) and ensembles_are_published(config, run)
-    if run.final_checkpoint() is None:
+    if not is_finetuned(config, run):
         return False
     store = CellStore(config, run)
     if job.stage == "evaluate":

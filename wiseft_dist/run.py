@@ -44,6 +44,8 @@ class Run:
     """The paths of a run directory."""
 
     path: Path
+    training: str = "finetune"
+    """Which of its trainings the checkpoints and the head are of: ``lp_ft`` has one before the last."""
 
     @property
     def config_file(self) -> Path:
@@ -68,7 +70,12 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """DeepSpeed's sharded training state, one folder a saved step."""
-        return self.path / "finetune" / "checkpoints"
+        return self.path / self.training / "checkpoints"
+
+    @property
+    def finetuned_head(self) -> Path:
+        """A head that was computed from a finished training: of ``flyp``, and of the first training of ``lp_ft``."""
+        return self.path / self.training / "head"
 
     @property
     def merged(self) -> Path:
@@ -157,13 +164,19 @@ def open_run(config: RunConfig) -> Run:
     return run
 
 
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what the weights are, by their dotted names."""
+    tree = config.model_dump(mode="json")
+    keys = (key for section in IDENTITY for key in _leaves(_at(tree, section), section))
+    return {key: _at(tree, key) for key in keys if not key.startswith(FREE)}
+
+
 def _refuse_another_run(run: Run, config: RunConfig) -> None:
-    before, now = run.load_config().model_dump(mode="json"), config.model_dump(mode="json")
+    before, now = identity(run.load_config()), identity(config)
     differing = [
-        f"{key} is {_at(now, key)!r} here and {_at(before, key)!r} there"
-        for section in IDENTITY
-        for key in _leaves(_at(now, section), section)
-        if not key.startswith(FREE) and _at(now, key) != _at(before, key)
+        f"{key} is {now.get(key)!r} here and {before.get(key)!r} there"
+        for key in now | before
+        if now.get(key) != before.get(key)
     ]
     if differing:
         raise UserError(

@@ -21,7 +21,7 @@ from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.schedule import learning_rate, total_steps
 from wiseft_dist.finetune.stage import finetune
 from wiseft_dist.models.clip import preprocess_of, read_config
-from wiseft_dist.run import Run, committed_checkpoints, open_run, read_commit
+from wiseft_dist.run import Run, open_run, read_commit
 from wiseft_dist.tracking import read_events
 
 
@@ -74,6 +74,8 @@ def plain_training(config: RunConfig, run: Run) -> tuple[list[float], list[float
         (2, {"zero_stage": 2, "micro_batch_size": 1}),
         (2, {"zero_stage": 3, "micro_batch_size": 2}),
         (2, {"zero_stage": 2, "recipe": "contrastive"}),
+        (2, {"zero_stage": 0, "recipe": "flyp", "activation_checkpointing": True}),
+        (1, {"zero_stage": 2, "compile": True, "schedule": {"name": "linear", "warmup_steps": 2}}),
         (1, {"label_smoothing": 0.1, "augment": {"mixup": 0.8, "cutmix": 1.0, "horizontal_flip": 0.5}}),
     ],
     ids=lambda value: value if isinstance(value, int) else "-".join(f"{key}={value[key]}" for key in value),
@@ -118,16 +120,6 @@ def test_bf16_trains_with_fp32_masters(tmp_path: Path, shards: Path) -> None:
     shard = torch.load(file, weights_only=False)["optimizer_state_dict"]
     assert shard["single_partition_of_fp32_groups"][0].dtype == torch.float32
     assert shard["zero_stage"] == 1  # the merge cannot read what DeepSpeed's BF16_Optimizer writes
-
-
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(tmp_path: Path, shards: Path) -> None:
-    settings = {"optimizer": {"lr": 1e30}, "log_every": 100, "checkpoint": {"every_steps": 2}}
-    run = open_run(tiny_config(tmp_path / "run", shards, **settings, schedule={"warmup_steps": 0}))
-    [(code, error)] = launch(run, 1)
-    assert code == 1 and "Traceback" not in error
-    assert "wiseft: between steps 0 and 2 the loss is nan" in error and "finetune.optimizer.lr" in error
-    assert committed_checkpoints(run) == []
-    assert read_events(run)[-1]["event"] == "failed"
 
 
 def test_a_mistake_that_only_rank_0_can_see_is_answered_alike_by_every_rank(tmp_path: Path, shards: Path) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
+from wiseft_dist.merge.zero import open_zero_states
 from wiseft_dist.run import Run, open_run, read_commit
 from wiseft_dist.tracking import read_events
 
@@ -82,14 +82,18 @@ def tiny_config(
 
 
 def start(run: Run, processes: int) -> list[subprocess.Popen[str]]:
-    """Start one process a rank with the variables that torchrun sets."""
+    """Start the stage, one process a rank."""
+    return start_ranks([sys.executable, "-m", "wiseft_dist", "finetune", str(run.path)], processes)
+
+
+def start_ranks(command: list[str], processes: int) -> list[subprocess.Popen[str]]:
+    """Start a command once a rank, with the variables that torchrun sets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SUBMITIT"))}
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "wiseft_dist", "finetune", str(run.path)]
     return [
         subprocess.Popen(
             command,
@@ -126,17 +130,11 @@ def trained(config: RunConfig) -> Run:
 
 def metrics(run: Run, name: str) -> dict[int, float]:
     """A metric by step; where a step was done twice, as it was last."""
-    return {event["step"]: event[name] for event in read_events(run) if event["event"] == "metrics"}
+    return {e["step"]: e[name] for e in read_events(run) if e["event"] == "metrics" and name in e}
 
 
 def training_state(run: Run) -> dict[str, Tensor]:
-    """Every tensor of every rank's final optimizer shard: masters and both moments."""
+    """Every tensor of the final training state, whole: masters, moments and averages of every parameter."""
     checkpoint = run.finished_checkpoint()
-    state: dict[str, Tensor] = {}
-    for name in sorted(read_commit(checkpoint)["files"]):
-        if "optim_states" in name:
-            shard = torch.load(checkpoint / name, weights_only=False)["optimizer_state_dict"]
-            state |= {f"{name}/master": shard["single_partition_of_fp32_groups"][0]}
-            moments = shard["base_optimizer_state"]["state"][0]
-            state |= {f"{name}/{key}": value for key, value in moments.items()}
-    return state
+    with open_zero_states(checkpoint, groups=read_commit(checkpoint)["groups"]) as states:
+        return {f"{key}/{name}": weights.tensor(name) for key, weights in states.tensors.items() for name in weights}

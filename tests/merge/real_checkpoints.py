@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-CASES = {
+SHARDED = {
     1: ["1-fp32", "2-fp32", "3-fp32"],
     2: ["1-fp32", "2-fp32", "3-fp32", "1-bf16", "2-bf16", "3-bf16"],
     3: ["1-fp32", "2-fp32", "3-fp32"],
 }
+AVERAGED = [f"{stage}-fp32-{optimizer}" for stage in range(4) for optimizer in ("adamw", "debiased", "sgd")]
+CASES = {world_size: ["0-fp32", *sharded, *AVERAGED] for world_size, sharded in SHARDED.items()}
 """World sizes and what is written with each; one launch writes all cases of a world size."""
 
 
@@ -31,6 +33,18 @@ class Checkpoint:
     def live(self) -> dict[str, Tensor]:
         """fp32 masters, frozen parameters and buffers."""
         return torch.load(self.folder / "live.pt")
+
+    def start(self) -> dict[str, Tensor]:
+        """The same before the first update."""
+        return torch.load(self.folder / "start.pt")
+
+    def groups(self) -> list[list[str]]:
+        """Names of the parameters in each of the optimizer's groups."""
+        return torch.load(self.folder / "optimizer.pt")["groups"]
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """What the optimizer held, by key and parameter."""
+        return torch.load(self.folder / "optimizer.pt")["states"]
 
 
 def launch(folder: Path, cases: list[str], world_size: int) -> None:

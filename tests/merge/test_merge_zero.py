@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_checkpoints import CASES, Checkpoint, same_bits
+from real_checkpoints import SHARDED, Checkpoint, same_bits
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.sources import open_weights
 
-ALL = [(world_size, case) for world_size, cases in CASES.items() for case in cases]
+ALL = [(world_size, case) for world_size, cases in SHARDED.items() for case in cases]
 Written = Callable[[int, str], Checkpoint]
 
 
@@ -25,8 +25,8 @@ def damaged(zero_checkpoint: Written, tmp_path: Path) -> Callable[[int, str], Pa
     return copy
 
 
-@pytest.mark.parametrize(("world_size", "case"), ALL)
-def test_a_sharded_checkpoint_is_the_live_module_bit_for_bit(zero_checkpoint: Written, world_size: int, case: str):
+@pytest.mark.parametrize(("world_size", "case"), [*ALL, (1, "0-fp32"), (2, "0-fp32")])
+def test_a_checkpoint_is_the_live_module_bit_for_bit(zero_checkpoint: Written, world_size: int, case: str):
     checkpoint = zero_checkpoint(world_size, case)
     live = checkpoint.live()
     with open_weights(checkpoint.tag) as weights:

@@ -55,7 +55,8 @@ class DataConfig(Section):
     """Training shards: a folder, a glob or a brace range (``s3://bucket/in1k/{0000..0146}.tar``)."""
 
     reference: dict[str, str] = Field(default_factory=dict)
-    """The in-distribution test set, as ``name: shards``. Empty: nothing is evaluated."""
+    """The in-distribution test set, as ``name: shards``. Empty: only the held-out piece of the training set
+    is evaluated."""
 
     shifts: dict[str, str] = Field(default_factory=dict)
     """The out-of-distribution test sets, as ``name: shards``."""

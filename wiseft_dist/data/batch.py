@@ -14,8 +14,8 @@ from wiseft_dist.data.shards import BadSampleError, Sample
 from wiseft_dist.data.tar import CAPTION_FIELDS, LABEL_FIELDS
 from wiseft_dist.errors import RunError
 
-Target = Callable[[Sample], Any]
-"""What is learnt from a sample: an integer label, or the tokens of its caption."""
+Target = Callable[[Sample, np.random.Generator], Any]
+"""What is learnt from a sample: an integer label, or the tokens of a text. Draws from random numbers of its own."""
 
 
 class Slot(NamedTuple):
@@ -31,7 +31,7 @@ class Batch:
     """Samples side by side."""
 
     images: torch.Tensor
-    """uint8 ``[batch, height, width, 3]``."""
+    """uint8 ``[batch, height, width, 3]``; or their features, fp32 ``[batch, embedding]``."""
     targets: torch.Tensor
     """int64 ``[batch]`` (labels) or ``[batch, context]`` (tokens)."""
     keys: tuple[str, ...]
@@ -53,8 +53,8 @@ class Batch:
             yield Batch(self.images[part], self.targets[part], self.keys[part], self.positions[part])
 
 
-def class_label(sample: Sample) -> int:
-    """The label of a classification sample.
+def class_label(sample: Sample, random: np.random.Generator) -> int:
+    """The label of a classification sample; nothing about it is random.
 
     Raises:
         BadSampleError: if it has none.
@@ -71,14 +71,14 @@ class ClassLabel:
 
     num_classes: int
 
-    def __call__(self, sample: Sample) -> int:
+    def __call__(self, sample: Sample, random: np.random.Generator) -> int:
         """The label.
 
         Raises:
             BadSampleError: if the sample has none.
             RunError: if there is no such class: that is no damage, but another class list.
         """
-        label = class_label(sample)
+        label = class_label(sample, random)
         if label >= self.num_classes:
             raise RunError(
                 f"{sample.shard}: sample {sample.key!r} has label {label}, but the class list has {self.num_classes} "

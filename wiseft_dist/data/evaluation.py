@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from wiseft_dist.data.batch import Batch, Target, class_label, stack_targets
 from wiseft_dist.data.manifest import Manifest
+from wiseft_dist.data.order import sample_generator
 from wiseft_dist.data.receipt import BadSample, refuse_more
 from wiseft_dist.data.shards import Cache, Sample, read_samples
 from wiseft_dist.data.tar import IMAGE_FIELDS
@@ -64,26 +65,42 @@ class EvaluationStream:
         Raises:
             RunError: if a sample is missing, comes twice, or shares its key with another; if too many are damaged.
         """
-        ring = PixelRing(num_workers, batch_size, self.transform.size)
-        pieces = _LoadedPieces(self, batch_size, rank, world_size, ring)
-        start, stop = _piece(self.num_samples, rank, world_size)
-        seen = np.zeros(stop - start, dtype=np.int64)
+        start, stop = piece(self.num_samples, rank, world_size)
         keys: set[str] = set()
+        num_bad = 0
+        for batch in self.stretch(start, stop, batch_size, num_workers=num_workers):
+            keys.update(batch.keys)
+            num_bad += len(batch.bad)
+            yield batch
+        if len(keys) + num_bad != stop - start:
+            found = f"{stop - start} samples with {len(keys) + num_bad} distinct keys"
+            raise self._other_than_the_manifest(found, stop - start)
+
+    def stretch(self, start: int, stop: int, batch_size: int, *, num_workers: int) -> Iterator[Batch]:
+        """The batches of the positions ``[start, stop)``; a key may come twice, as in training shards.
+
+        Raises:
+            RunError: if a sample is missing or comes twice; if too many are damaged.
+        """
+        ring = PixelRing(num_workers, batch_size, self.transform.size)
+        seen = np.zeros(stop - start, dtype=np.int64)
         bad: list[BadSample] = []
+        pieces = _LoadedPieces(self, start, stop, batch_size, ring)
         for batch in (ring.collect([part]) for part in loaded(pieces, num_workers)):
             np.add.at(seen, batch.positions - start, 1)
-            keys.update(batch.keys)
             for entry in batch.bad:
                 seen[entry.position - start] += 1
                 bad.append(entry)
                 refuse_more(bad, entry, self.max_bad)
             yield batch
-        if (seen != 1).any() or len(keys) + len(bad) != len(seen):
-            raise RunError(
-                f"read {int(seen.sum())} samples with {len(keys) + len(bad)} distinct keys where the manifest says "
-                f"{len(seen)} (first shard {self.manifest.shards[0].url}): look for keys that occur twice or shards "
-                "that changed."
-            )
+        if (seen != 1).any():
+            raise self._other_than_the_manifest(f"{int(seen.sum())} samples", stop - start)
+
+    def _other_than_the_manifest(self, found: str, wanted: int) -> RunError:
+        return RunError(
+            f"read {found} where the manifest says {wanted} (first shard {self.manifest.shards[0].url}): "
+            "look for keys that occur twice or shards that changed."
+        )
 
     def samples(self, start: int, stop: int) -> Iterator[tuple[int, Sample]]:
         """(position, raw sample) of the positions ``[start, stop)`` of the dataset."""
@@ -99,23 +116,21 @@ class EvaluationStream:
                 yield from enumerate(samples, begin + low)
 
 
-def _piece(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:
+def piece(num_samples: int, part: int, num_parts: int) -> tuple[int, int]:
     """The positions of one of ``num_parts`` consecutive pieces, equally long to one sample."""
     return num_samples * part // num_parts, num_samples * (part + 1) // num_parts
 
 
 class _LoadedPieces(IterableDataset[Batch | RunError]):
-    """Yields the batches of this worker's piece of the rank's piece of the dataset."""
+    """Yields the batches of this worker's piece of the positions ``[start, stop)``."""
 
-    def __init__(self, stream: EvaluationStream, batch_size: int, rank: int, world_size: int, ring: PixelRing) -> None:
+    def __init__(self, stream: EvaluationStream, start: int, stop: int, batch_size: int, ring: PixelRing) -> None:
         self._stream, self._batch_size, self._ring = stream, batch_size, ring
-        self._rank, self._world_size = rank, world_size
+        self._start, self._stop = start, stop
 
     def __iter__(self) -> Iterator[Batch | RunError]:
-        start, stop = _piece(self._stream.num_samples, self._rank, self._world_size)
-        worker, num_workers = this_worker()
-        low, high = _piece(stop - start, worker, num_workers)
-        return error_as_last_item(self._batches(start + low, start + high))
+        low, high = piece(self._stop - self._start, *this_worker())
+        return error_as_last_item(self._batches(self._start + low, self._start + high))
 
     def _batches(self, start: int, stop: int) -> Iterator[Batch]:
         samples = self._stream.samples(start, stop)
@@ -129,7 +144,7 @@ class _LoadedPieces(IterableDataset[Batch | RunError]):
         bad = []
         for position, sample in group:
             try:
-                label = self._stream.target(sample)
+                label = self._stream.target(sample, sample_generator(0, position))
                 self._stream.transform(sample.first(IMAGE_FIELDS), slots[len(good)])
                 good.append((position, sample.key, label))
             except ValueError as error:

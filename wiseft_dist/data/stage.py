@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wiseft_dist import storage
@@ -156,10 +156,16 @@ def load_manifest(run: Run, name: str) -> Manifest:
 
 
 def datasets_to_evaluate(config: RunConfig, run: Run) -> list[str]:
-    """Every test set of an indexed run, and the held-out piece of its training set; largest first."""
-    sizes = {name: load_manifest(run, name).num_samples for name in config.data.evaluated}
-    if sizes:
-        sizes[ID_VAL] = load_manifest(run, TRAIN).num_held_out
+    """As :func:`evaluated_datasets`, of an indexed run."""
+    return evaluated_datasets(config, {name: load_manifest(run, name) for name in (TRAIN, *config.data.evaluated)})
+
+
+def evaluated_datasets(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
+    """Every test set, and the held-out piece of the training set; largest first. None where no head is trained."""
+    if config.finetune.recipe == "contrastive":
+        return []
+    sizes = {name: manifests[name].num_samples for name in config.data.evaluated}
+    sizes[ID_VAL] = manifests[TRAIN].num_held_out
     return sorted((name for name, size in sizes.items() if size), key=lambda name: -sizes[name])
 
 

@@ -179,9 +179,9 @@ class _Lane:
         raise RunError(f"{skipped}, nor does any of the {MAX_CONSECUTIVE_BAD} samples behind it.")
 
     def _use(self, sample: Sample, position: int, out: np.ndarray) -> Any:
-        target = self._stream.target(sample)
-        self._stream.transform(sample.first(IMAGE_FIELDS), out, sample_generator(self._stream.order.seed, position))
-        return target
+        random = sample_generator(self._stream.order.seed, position)
+        self._stream.transform(sample.first(IMAGE_FIELDS), out, random)
+        return self._stream.target(sample, random)
 
     def _look(self, distance: int) -> Sample:
         while len(self._ahead) <= distance:

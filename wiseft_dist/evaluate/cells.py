@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import wiseft_dist
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, load_manifest
+from wiseft_dist.merge.finetuned import describe_finetuned
 from wiseft_dist.run import Run, alpha_name, commit_digest, committing, digest, is_committed
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class CellStore:
         self._config, self._run = config, run
         self._weights = {
             "zero_shot": commit_digest(run.zero_shot),
-            "finetuned": commit_digest(run.finished_checkpoint()),
+            "finetuned": describe_finetuned(config, run) | {"path": None},
             "method": config.merge.method,
             "precision": config.evaluate.precision,
             "preprocess": config.evaluate.preprocess,

@@ -16,7 +16,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.merge.finetuned import open_pair
 from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
@@ -52,15 +52,13 @@ def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None
 
 
 def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensemble:
-    """theta_0 from the run, theta_1 straight from the sharded checkpoint."""
+    """theta_0 from the run, theta_1 straight from the sharded checkpoint. What was not trained is held once."""
     module: Classifier = read_classifier(run.zero_shot)
     module.to(device=device, dtype=DTYPES[config.evaluate.precision]).eval().requires_grad_(False)
-    with open_weights(run.zero_shot) as zero_shot, open_weights(run.finished_checkpoint()) as finetuned:
-        return Ensemble(
-            module,
-            load_weights(zero_shot, module, device=device),
-            load_weights(finetuned, module, device=device),
-        )
+    with open_pair(config, run) as models:
+        zero_shot = load_weights(models.zero_shot, module, device=device)
+        finetuned = load_weights(models.finetuned, module, device=device, carried=zero_shot)
+        return Ensemble(module, zero_shot, finetuned)
 
 
 def _evaluate_dataset(

@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from wiseft_dist.config import FinetuneConfig
+from wiseft_dist.errors import UserError
+from wiseft_dist.finetune.fragments import Fragment, fragments, refresh
+from wiseft_dist.finetune.groups import parameter_groups
+from wiseft_dist.finetune.optimizer import EMA_KEY, average_weight, make_optimizer
+from wiseft_dist.finetune.recipes import Pull
+from wiseft_dist.finetune.resharding import load_resharded
+from wiseft_dist.finetune.writing import late_failures
+from wiseft_dist.run import read_commit
+
+BLOCK_NAME = re.compile(r"(?:resblocks|blocks)\.\d+$")
+"""Blocks of a transformer's tower, in open_clip and timm: alike, so that they share one compiled code."""
+AUTOCAST_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
     """A module whose optimizer state (and from stage 2 and 3 on gradients and parameters) is sharded over the ranks.
 
+    Masters are fp32 and start at the module's fp32 weights to the bit. At stage 0 in 16 bit the parameters themselves
+    are the masters, and forward passes run under torch's autocast; from stage 1 on the module is cast.
+
     Args:
-        module: The whole module, alike on every rank.
-        config: Precision, optimizer, ZeRO stage, clipping.
+        module: The whole module in fp32, alike on every rank; what has ``requires_grad`` is trained.
+        config: Precision, optimizer, ZeRO stage, clipping, compilation, averaging.
         device: Where this rank computes.
         micro_batch_size: Samples a forward pass on this rank.
         accumulation_steps: Forward passes an optimizer step.
+        pull: What pulls on the parameter of a name.
+
+    Raises:
+        UserError: if a setting cannot be had with this module or device.
     """
 
     def __init__(
@@ -32,37 +56,53 @@ class Engine:
         device: torch.device,
         micro_batch_size: int,
         accumulation_steps: int,
+        pull: Callable[[str], Pull | None] = lambda name: None,
     ) -> None:
         deepspeed = _import_deepspeed(device)
         self.device = device
-        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.parameter_names = list(module.state_dict())
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
-            lr=config.optimizer.lr,
-            betas=config.optimizer.betas,
-            eps=config.optimizer.eps,
-            weight_decay=config.optimizer.weight_decay,
-            fused=device.type == "cuda",
-        )
-        self._engine: Any = deepspeed.initialize(
-            model=module.to(device),
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": micro_batch_size,
-                "gradient_accumulation_steps": accumulation_steps,
-                "gradient_clipping": config.gradient_clipping,
-                "zero_optimization": {"stage": config.zero_stage},
-                "bf16": {"enabled": config.precision == "bf16"},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": 2**31,
-            },
-        )[0]
+        self._stage, self._ema = config.zero_stage, config.ema
+        low = config.precision != "fp32"
+        self.dtype = torch.float32 if config.zero_stage == 0 else DTYPES[config.precision]
+        _prepare(module, config)
+        groups = parameter_groups(module, config.optimizer, pull)
+        self.groups = [list(group.names) for group in groups]
+        self._optimizer = make_optimizer([group.as_dict() for group in groups], config.optimizer, config.ema)
+        if config.zero_stage == 0:
+            self._optimizer.clip = config.gradient_clipping
+        start = {n: p.detach().cpu().clone() for n, p in module.named_parameters()} if low and self._stage else {}
+        self._accumulation_steps, self._passes = accumulation_steps, 0
+        try:
+            self._engine: Any = deepspeed.initialize(
+                model=module.to(device),
+                optimizer=self._optimizer,
+                config=_deepspeed_config(config, device, micro_batch_size, accumulation_steps),
+            )[0]
+        except ValueError as error:
+            if "not supported" not in str(error):
+                raise
+            raise UserError(
+                f"finetune.precision is {config.precision}, which this device cannot compute in."
+            ) from error
         self._engine.train()
+        for fragment in self.fragments() if start else ():
+            fragment.master.copy_(fragment.cut(start[fragment.name]))
+        pulls = {name: group.pull for group in groups for name in group.names}
+        self._optimizer.remember_start(
+            {piece.flat for piece in self.fragments() if (found := pulls[piece.name]) and found.towards_start}
+        )
+        self.skipped = False
+        """Whether the last update was left out, on all ranks alike, because its gradient was not finite."""
+        self.num_updates = 0
+        """Updates that were not left out."""
 
-    def forward(self, *inputs: Tensor) -> Any:
-        """The module's own forward; calling it through the engine gathers sharded parameters."""
-        return self._engine(*inputs)
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """The module's own forward; calling it through the engine gathers sharded parameters.
+
+        Args:
+            *inputs: On any device.
+        """
+        return self._engine(*(each if each is None else each.to(self.device, non_blocking=True) for each in inputs))
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss that is a mean over the micro batch."""
@@ -70,28 +110,144 @@ class Engine:
 
     def step(self, learning_rate: float) -> None:
         """After each micro batch: update the weights once the accumulation is complete."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        calls = self._optimizer.num_calls
         self._engine.step()
+        self._passes += 1
+        if self._passes % self._accumulation_steps == 0:
+            self.skipped = self._optimizer.num_calls == calls
+            self.num_updates += not self.skipped
 
     def gradient_norm(self) -> float:
-        """Global norm of the last step's gradient before clipping."""
-        norm = self._engine.get_global_grad_norm()
+        """Global norm of the last step's gradient before clipping. Reading it waits for the device."""
+        norm = self._optimizer.norm if self._stage == 0 else self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def save(self, folder: Path, *, tag: str, step: int) -> None:
-        """Write every rank's shard to ``folder/tag``. All ranks must call it."""
-        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass; 1 unless the precision is fp16."""
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        return float(scaler.get_scale() if scaler else getattr(self._engine.optimizer, "loss_scale", 1.0))
 
-    def load(self, folder: Path, *, tag: str) -> int:
-        """Load every rank's shard from ``folder/tag``.
+    @contextmanager
+    def evaluating(self, *, average: bool = False) -> Iterator[None]:
+        """Compute without gradients, as in evaluation; with ``average``, with the moving average for weights.
 
-        Returns:
-            The step it was saved at.
+        All ranks enter and leave it together.
         """
-        path, state = self._engine.load_checkpoint(str(folder), tag=tag)
-        assert path is not None, (folder, tag)  # the commit was checked before
-        return int(state["step"])
+        with ExitStack() as stack:
+            if average:
+                stack.enter_context(self._averaged())
+            self._engine.eval()
+            stack.callback(self._engine.train)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # batches of other shapes than in training
+            yield
+
+    def record(self) -> dict[str, Any]:
+        """What a reader of this engine's checkpoints needs to know besides their files."""
+        return {
+            "trained": self.parameter_names,
+            "groups": self.groups,
+            "zero_stage": self._stage,
+            "world_size": dist.get_world_size(),
+            "updates": self.num_updates,
+            "loss_scale": self.loss_scale,
+            "ema": self._ema.model_dump() | {"updates": self.num_updates} if self._ema else None,
+        }
+
+    def save(self, folder: Path, *, tag: str) -> None:
+        """Write every rank's shard to ``folder/tag``. All ranks must call it.
+
+        Raises:
+            OSError: on the ranks that could not write theirs, once all are through.
+        """
+        with late_failures(self._engine):
+            self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Load a committed checkpoint, whatever world size and ZeRO stage wrote it. All ranks must call it."""
+        record = read_commit(folder)
+        if (record["world_size"], record["zero_stage"]) == (dist.get_world_size(), self._stage):
+            path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            assert path is not None, folder  # its files were checked before
+        else:
+            load_resharded(folder, self.fragments(), self._engine.module, groups=record["groups"])
+            refresh(self._engine, self._stage)
+            self._set_loss_scale(record["loss_scale"])
+        if self._engine.torch_autocast_z0_gradscaler:
+            self._set_loss_scale(record["loss_scale"])
+        self.num_updates = record["updates"]
+
+    def fragments(self) -> list[Fragment]:
+        """Where this rank's masters and optimizer state lie."""
+        return fragments(self._engine, self._stage)
+
+    def _set_loss_scale(self, scale: float) -> None:
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        if scaler:
+            scaler.load_state_dict(scaler.state_dict() | {"scale": scale})
+        elif self.dtype == torch.float16:
+            self._engine.optimizer.loss_scaler.cur_scale = scale
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        assert self._ema is not None
+        pieces = [piece for piece in self.fragments() if EMA_KEY in piece.state]
+        weight = average_weight(self._ema, self.num_updates)
+        kept = [piece.master.clone() for piece in pieces]
+        for piece in pieces:
+            piece.master.copy_(piece.state[EMA_KEY] / weight)
+        refresh(self._engine, self._stage)
+        try:
+            yield
+        finally:
+            for piece, master in zip(pieces, kept, strict=True):
+                piece.master.copy_(master)
+            refresh(self._engine, self._stage)
+
+
+def _prepare(module: nn.Module, config: FinetuneConfig) -> None:
+    """Activation checkpointing and compilation, set on the module in place: parameters keep their names."""
+    if config.activation_checkpointing:
+        towers: list[Any] = [each for each in module.modules() if hasattr(each, "set_grad_checkpointing")]
+        if not towers:
+            raise UserError(
+                "finetune.activation_checkpointing: this model has no tower that can do it; set it to false."
+            )
+        for tower in towers:
+            tower.set_grad_checkpointing(True)
+    if config.compile:
+        blocks = [block for name, block in module.named_modules() if BLOCK_NAME.search(name)]
+        if not blocks:
+            raise UserError("finetune.compile: this model has no transformer blocks to compile; set it to false.")
+        for block in blocks:
+            block.compile(dynamic=False)
+
+
+def _deepspeed_config(
+    config: FinetuneConfig, device: torch.device, micro_batch_size: int, accumulation_steps: int
+) -> dict[str, Any]:
+    stage, low = config.zero_stage, config.precision != "fp32"
+    zero: dict[str, Any] = {"stage": stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": config.gradient_clipping if stage else 0.0,  # at stage 0 the optimizer clips
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision == "bf16" and stage > 0, "check_grad_overflow": True},
+        "fp16": {"enabled": config.precision == "fp16" and stage > 0},
+        "torch_autocast": {
+            "enabled": low and stage == 0,
+            "dtype": str(DTYPES[config.precision]).removeprefix("torch."),
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as good on a host, and needs no compiler
+        "steps_per_print": 2**31,
+    }
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -1,34 +1,42 @@
-"""The training loop: batches in, steps out, and what a person watching wants to know."""
+"""The training loop: batches in, steps out, and between two steps whatever is due."""
 
 from __future__ import annotations
 
 import logging
-import math
-import resource
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import Account
-from wiseft_dist.data.transforms import Preprocess, normalize
-from wiseft_dist.distributed import Ranks
-from wiseft_dist.errors import RunError
+from wiseft_dist.distributed import Agreement, Ranks
+from wiseft_dist.finetune.bad_steps import BadSteps
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
+from wiseft_dist.finetune.meter import Meter, Phase
 from wiseft_dist.finetune.mixing import Mixing
 from wiseft_dist.finetune.recipes import Recipe
 from wiseft_dist.finetune.schedule import learning_rate
+from wiseft_dist.finetune.stopping import StopRequest
+from wiseft_dist.finetune.validation import Validator
+from wiseft_dist.finetune.watchdog import Doing, Watchdog
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+
+NUM_AGREED = 2
+"""What the ranks agree on at each step: which signal came to one of them, and whether rank 0's clock asks to save."""
+
+DOING: dict[Phase, Doing] = {"data": "data", "checkpoint": "saving", "validation": "validating"}
+"""The meter's words for what takes time, and the watchdog's."""
 
 
 @dataclass(frozen=True)
@@ -37,133 +45,154 @@ class Loop:
 
     engine: Engine
     recipe: Recipe
-    preprocess: Preprocess
+    prepare: Callable[[Tensor], Tensor]
+    """From a batch's images or features, on the device, to what the recipe takes."""
     config: FinetuneConfig
     micro_batch_size: int
     total_steps: int
     ranks: Ranks
     seed: int
     account: Account
+    meter: Meter
+    validator: Validator
+    checkpointer: Checkpointer
+    watchdog: Watchdog
+    timeout_minutes: float
+    """Of the process group."""
     mixing: Mixing | None = None
+    tracker: Tracker | None = None
+    """On the rank that writes."""
 
-    def run(
-        self,
-        batches: Iterator[Batch],
-        *,
-        first_step: int,
-        checkpointer: Checkpointer,
-        tracker: Tracker | None,
-    ) -> None:
-        """Train from ``first_step`` to the last step; ``tracker`` is given on the rank that writes."""
-        meter = _Meter(self, first_step)
-        with progress_bar("fine-tuning", total=self.total_steps, unit="steps") as bar:
+    def run(self, batches: Iterator[Batch], *, first_step: int) -> None:
+        """Train from ``first_step`` to the last step and save the final state.
+
+        Raises:
+            RunError: if too many steps in a row have no finite loss or gradient.
+            KeyboardInterrupt, SystemExit: if the run was told to stop, after a checkpoint was saved.
+        """
+        agreement = Agreement(NUM_AGREED, timeout_minutes=self.timeout_minutes)
+        stop = StopRequest(self.ranks)
+        bad_steps = BadSteps(self.ranks, self.config.max_bad_steps)
+        told = 0
+        if self.checkpointer.unread is not None:
+            self.meter.restore(self.checkpointer.unread)
+        with stop, self.watchdog, progress_bar("fine-tuning", total=self.total_steps, unit="steps") as bar:
             bar.update(completed=first_step)
-            for step in range(first_step, self.total_steps):
-                waited = time.perf_counter()
-                batch = next(batches)
-                meter.data_wait += time.perf_counter() - waited
-                self.account.add(batch.positions, batch.bad)
-                for entry in batch.bad:
-                    logger.warning("%s; another sample stands in for it", entry)
-                meter.loss += self._step(batch, step)
-                finished = step + 1
-                self._settle(finished, tracker)
-                is_last = finished == self.total_steps
-                logs = is_last or finished % self.config.log_every == 0
-                # The clock is asked only where the ranks wait for each other anyway.
-                due = checkpointer.is_due_by_step(finished) or (logs and checkpointer.is_due_by_clock())
-                saves = due and not is_last
-                if saves or logs:
-                    values = meter.read(finished)
-                    if tracker is not None:
-                        tracker.metrics(values, step=finished)
-                        bar.update(completed=finished, note=f"loss {values['loss']:.3f}")
-                if saves:  # only after the metrics were read: they refuse a run that is beyond repair
-                    checkpointer.save(finished, final=False)
+            for finished in range(first_step + 1, self.total_steps + 1):
+                with self._phase("data", finished):
+                    batch = next(batches)
+                self._count(batch)
+                self.watchdog.enter("computing", finished)
+                self._judge(finished, self._step(batch, finished - 1), batch, bad_steps)
+                self._settle(finished)
+                told, asked = agreement.exchange(stop.told, self.checkpointer.asks_by_clock())
+                if self._is_last(finished) or finished % self.config.log_every == 0:
+                    values = self._log(finished)
+                    bar.update(completed=finished, note=f"loss {values['loss']:.3f}")
+                metrics = self._validate(finished)
+                self._save(finished, metrics, asked=bool(told or asked))
+                if told:
+                    break
+            agreement.close()
+            self._conclude()
+        if told and not self._is_last(finished):
+            stop.hand_over(told)
 
-    def _settle(self, finished: int, tracker: Tracker | None) -> None:
+    def _is_last(self, finished: int) -> bool:
+        return finished == self.total_steps
+
+    @contextmanager
+    def _phase(self, name: Phase, finished: int) -> Iterator[None]:
+        """Time that is not computing, for the meter and for the watchdog."""
+        self.watchdog.enter(DOING[name], finished)
+        with self.meter.phase(name):
+            yield
+
+    def _count(self, batch: Batch) -> None:
+        self.account.add(batch.positions, batch.bad)
+        for entry in batch.bad:
+            logger.warning("%s; another sample stands in for it", entry)
+
+    def _step(self, batch: Batch, step: int) -> Tensor:
+        """One optimizer step.
+
+        Returns:
+            This rank's mean loss, on the device: reading it would make the host wait.
+        """
+        # Whatever the model draws (dropout) depends on the step alone, so a resumed run draws the same.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(1)[0]))
+        rate = self._learning_rate(step)
+        losses = []
+        for index, micro in enumerate(batch.split(self.micro_batch_size)):
+            inputs = self.prepare(micro.images.to(self.engine.device, non_blocking=True))
+            targets = micro.targets.to(self.engine.device, non_blocking=True)
+            if self.mixing is not None:
+                inputs, targets = self.mixing(inputs, targets, step=step, rank=self.ranks.rank, micro=index)
+            loss = self.recipe.loss(self.engine.forward, inputs, targets)
+            self.engine.backward(loss)
+            self.engine.step(rate)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _learning_rate(self, step: int) -> float:
+        config = self.config
+        return learning_rate(step, peak=config.optimizer.lr, total_steps=self.total_steps, schedule=config.schedule)
+
+    def _judge(self, finished: int, loss: Tensor, batch: Batch, bad_steps: BadSteps) -> None:
+        """Count the loss of a step that was taken, and find out about one that the engine left out."""
+        if not self.engine.skipped:
+            bad_steps.good()
+            self.meter.add(loss)
+            return
+        bad = bad_steps.examine(finished, loss=loss, keys=batch.keys, loss_scale=self.engine.loss_scale)
+        if bad is None:
+            return
+        if self.tracker is not None:
+            logger.warning("left out: %s", bad)
+            self.tracker.event("bad_step", step=finished, reason=str(bad))
+        bad_steps.refuse_more(bad, self.checkpointer.newest)
+
+    def _settle(self, finished: int) -> None:
         """Write the receipt of every epoch that ended with the last step."""
         size, epoch_size = self.config.global_batch_size, self.account.num_samples
         for epoch in range((finished - 1) * size // epoch_size, finished * size // epoch_size):
             shares: list[Any] = [None] * self.ranks.world_size
             dist.all_gather_object(shares, self.account.share(epoch))
             receipt = self.account.close(epoch, shares)
-            if tracker is not None:
-                tracker.event(
+            if self.tracker is not None:
+                self.tracker.event(
                     "epoch", epoch=epoch, seen=receipt.seen, of=receipt.num_samples, skipped=list(map(str, receipt.bad))
                 )
 
-    def _step(self, batch: Batch, step: int) -> torch.Tensor:
-        """One optimizer step.
-
-        Returns:
-            This rank's mean loss, on the device: reading it would make the host wait.
-        """
-        rate = learning_rate(
-            step, peak=self.config.optimizer.lr, total_steps=self.total_steps, schedule=self.config.schedule
+    def _log(self, finished: int) -> dict[str, float]:
+        values = self.meter.read(
+            finished,
+            learning_rate=self._learning_rate(finished - 1),
+            gradient_norm=self.engine.gradient_norm(),
         )
-        # Whatever the model draws (dropout) depends on the step alone, so a resumed run draws the same.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, step, self.ranks.rank]).generate_state(1)[0]))
-        losses = []
-        for index, micro in enumerate(batch.split(self.micro_batch_size)):
-            pixels = micro.images.to(self.engine.device, non_blocking=True)
-            targets = micro.targets.to(self.engine.device, non_blocking=True)
-            images = normalize(pixels, self.preprocess, self.engine.dtype)
-            if self.mixing is not None:
-                images, targets = self.mixing(images, targets, step=step, rank=self.ranks.rank, micro=index)
-            loss = self.recipe.loss(self.engine.forward, images, targets)
-            self.engine.backward(loss)
-            self.engine.step(rate)
-            losses.append(loss.detach())
-        return torch.stack(losses).mean()
-
-
-class _Meter:
-    """Sums between two lines of metrics; the only place where the host waits for the device."""
-
-    def __init__(self, loop: Loop, first_step: int) -> None:
-        self._loop = loop
-        self._restart(first_step)
-
-    def _restart(self, step: int) -> None:
-        self.data_wait = 0.0
-        self.loss = torch.zeros((), device=self._loop.engine.device)
-        self._step, self._started = step, time.perf_counter()
-
-    def read(self, step: int) -> dict[str, float]:
-        """Metrics of the steps since the last line: the loss is the mean over all ranks.
-
-        Raises:
-            RunError: if the loss or the last gradient is not a finite number.
-        """
-        loop, config = self._loop, self._loop.config
-        steps = step - self._step
-        dist.all_reduce(self.loss)
-        loss = self.loss.item() / (steps * loop.ranks.world_size)
-        norm = loop.engine.gradient_norm()
-        seconds = time.perf_counter() - self._started
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(
-                f"between steps {self._step} and {step} the loss is {loss:g} and the gradient norm {norm:g}: start a "
-                "new run with a lower finetune.optimizer.lr or a longer finetune.schedule.warmup_steps."
-            )
-        values = {
-            "loss": loss,
-            "lr": learning_rate(
-                step - 1, peak=config.optimizer.lr, total_steps=loop.total_steps, schedule=config.schedule
-            ),
-            "gradient_norm": norm,
-            "samples_per_second": steps * config.global_batch_size / seconds,
-            "data_wait_percent": 100 * self.data_wait / seconds,
-            "memory_gb": _peak_memory(loop.engine.device) / 1e9,
-            "eta_seconds": (loop.total_steps - step) * seconds / steps,
-        }
-        self._restart(step)
+        if self.tracker is not None:
+            self.tracker.metrics(values, step=finished)
         return values
 
+    def _validate(self, finished: int) -> dict[str, float] | None:
+        if not self.validator.is_due(finished):
+            return None
+        with self._phase("validation", finished):
+            metrics = self.validator.run()
+        if self.tracker is not None:
+            self.tracker.metrics(metrics, step=finished)
+        return metrics
 
-def _peak_memory(device: torch.device) -> int:
-    """Most bytes this process has held: on its GPU, or resident where there is none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def _save(self, finished: int, metrics: dict[str, float] | None, *, asked: bool) -> None:
+        checkpointer, final = self.checkpointer, self._is_last(finished)
+        is_best = metrics is not None and checkpointer.is_best(metrics)
+        if final or asked or is_best or checkpointer.is_due_by_step(finished):
+            with self._phase("checkpoint", finished):
+                checkpointer.save(finished, final=final, unread=self.meter.unread(), metrics=metrics)
+
+    def _conclude(self) -> None:
+        """One line on what the time went to."""
+        bottleneck = self.meter.bottleneck()
+        if self.tracker is not None:
+            logger.info("%s", bottleneck)
+            self.tracker.event("bottleneck", summary=bottleneck)

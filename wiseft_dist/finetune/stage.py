@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-from wiseft_dist.config import RunConfig, batch_arithmetic
-from wiseft_dist.data.cache import shard_cache
-from wiseft_dist.data.receipt import Account
-from wiseft_dist.data.stage import TRAIN, index, load_manifest
-from wiseft_dist.data.stream import TrainStream, sample_order
-from wiseft_dist.data.transforms import training_transform
+import torch
+from torch import nn
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.data.stage import index
 from wiseft_dist.data.vocabulary import load_vocabulary
 from wiseft_dist.distributed import (
     Ranks,
@@ -21,52 +22,52 @@ from wiseft_dist.distributed import (
     use_cores,
 )
 from wiseft_dist.errors import RunError
-from wiseft_dist.finetune.checkpoint import Checkpointer
-from wiseft_dist.finetune.engine import Engine
-from wiseft_dist.finetune.loop import Loop
-from wiseft_dist.finetune.mixing import make_mixing
-from wiseft_dist.finetune.recipes import Recipe, make_recipe
-from wiseft_dist.finetune.schedule import total_steps
-from wiseft_dist.models.classifier import read_vocabulary, write_zero_shot
-from wiseft_dist.models.clip import create_clip, preprocess_of, read_config
+from wiseft_dist.finetune.recipes import make_recipe
+from wiseft_dist.finetune.recipes.flyp import rebuilt_head
+from wiseft_dist.finetune.recipes.lp_ft import head_phase
+from wiseft_dist.finetune.training import train
+from wiseft_dist.merge.finetuned import is_finetuned
+from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.models.classifier import Head, read_vocabulary, write_head, write_zero_shot
+from wiseft_dist.models.clip import create_clip
+from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.models.zero_shot import zero_shot_head
 from wiseft_dist.run import Run, committing, is_committed
-from wiseft_dist.tracking import Tracker, tracking
+from wiseft_dist.tracking import tracking
 
 
 def finetune(config: RunConfig, run: Run) -> None:
     """Write theta_0, train to theta_1 from wherever an earlier session stopped, commit the last checkpoint."""
     ranks = discover_ranks()
-    if ranks.world_size == 1 and run.final_checkpoint() is not None:
+    if ranks.world_size == 1 and is_finetuned(config, run):
         return
     _check_world_size(config, ranks)
     use_cores(ranks.local_world_size)
     with process_group(ranks, timeout_minutes=config.distributed.timeout_minutes):
-        if broadcast_from_main(ranks.is_main and run.final_checkpoint() is not None):
+        if broadcast_from_main(ranks.is_main and is_finetuned(config, run)):
             return
-        recipe = make_recipe(config.finetune)
-        together(lambda: _prepare(config, run, recipe, ranks))
-        if ranks.is_main:
-            with tracking(config, run, "finetune") as tracker:
-                _train(config, run, recipe, ranks, tracker)
-        else:
-            _train(config, run, recipe, ranks, None)
+        together(lambda: _prepare(config, run, ranks))
+        if config.finetune.recipe == "lp_ft":
+            _train_head_first(config, run, ranks)
+        _train(config, run, ranks)
+        if config.finetune.recipe == "flyp":
+            together(lambda: _rebuild_head(config, run, ranks))
 
 
-def _prepare(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks) -> None:
+def _prepare(config: RunConfig, run: Run, ranks: Ranks) -> None:
     """What is done once, by rank 0, before any rank can train."""
     if ranks.is_main:
         index(config, run)
-        prepare_zero_shot(config, run, recipe, device=device_of(ranks))
+        prepare_zero_shot(config, run, device=device_of(ranks))
 
 
-def prepare_zero_shot(config: RunConfig, run: Run, recipe: Recipe, *, device: torch.device) -> None:
-    """Write theta_0 to the run, with a head from prompts where the recipe trains one."""
+def prepare_zero_shot(config: RunConfig, run: Run, *, device: torch.device) -> None:
+    """Write theta_0 to the run, with a head from prompts where the recipe needs one."""
     if is_committed(run.zero_shot):
         return
     clip = create_clip(config.model, seed=config.seed)
     with committing(run.zero_shot) as folder:
-        if recipe.trains_head:
+        if make_recipe(config.finetune).needs_head:
             vocabulary = load_vocabulary(config.data)
             head = zero_shot_head(clip, vocabulary.classnames, vocabulary.templates, device=device)
             write_zero_shot(folder, clip, head, vocabulary)
@@ -74,56 +75,51 @@ def prepare_zero_shot(config: RunConfig, run: Run, recipe: Recipe, *, device: to
             write_zero_shot(folder, clip, None, None)
 
 
-def _train(config: RunConfig, run: Run, recipe: Recipe, ranks: Ranks, tracker: Tracker | None) -> None:
-    micro_batch_size, accumulation_steps = batch_arithmetic(config, ranks.world_size)
-    manifest = load_manifest(run, TRAIN)
-    preprocess = preprocess_of(read_config(run.zero_shot))
-    engine = Engine(
-        recipe.module(run.zero_shot),
-        config.finetune,
-        device=device_of(ranks),
-        micro_batch_size=micro_batch_size,
-        accumulation_steps=accumulation_steps,
-    )
-    checkpointer = Checkpointer(run, engine, config.finetune.checkpoint, ranks)
-    first_step = checkpointer.resume()
-    data = config.data
-    stream = TrainStream(
-        manifest=manifest,
-        order=sample_order(manifest, seed=config.seed, lanes=data.lanes, block_samples=data.block_samples),
-        transform=training_transform(preprocess, data.augment),
-        target=recipe.target(run.zero_shot),
-        global_batch_size=config.finetune.global_batch_size,
-        cache=shard_cache(data),
-    )
-    account = Account(
-        manifest.num_training, data.max_bad_samples, first_position=first_step * config.finetune.global_batch_size
-    )
-    steps = total_steps(config, manifest.num_training)
-    if tracker is not None:
-        tracker.event("started", step=first_step, total_steps=steps, world_size=ranks.world_size)
-    mixing = None
-    if recipe.trains_head:
-        mixing = make_mixing(
-            data.augment,
-            num_classes=len(read_vocabulary(run.zero_shot).classnames),
-            label_smoothing=config.finetune.label_smoothing,
-            seed=config.seed,
-        )
-    loop = Loop(
-        engine, recipe, preprocess, config.finetune, micro_batch_size, steps, ranks, config.seed, account, mixing
-    )
-    batches = stream.batches(
-        first_step=first_step,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        num_workers=data.workers,
-        pin_memory=engine.device.type == "cuda",
-    )
-    loop.run(batches, first_step=first_step, checkpointer=checkpointer, tracker=tracker)
-    checkpointer.save(steps, final=True)
-    if tracker is not None:
-        tracker.event("finished", step=steps)
+def _train(config: RunConfig, run: Run, ranks: Ranks) -> None:
+    """One training to its end; rank 0 tells of it under its name."""
+    if broadcast_from_main(ranks.is_main and run.final_checkpoint() is not None):
+        return
+    if ranks.is_main:
+        with tracking(config, run, run.training) as tracker:
+            train(config, run, ranks, tracker)
+    else:
+        train(config, run, ranks, None)
+
+
+def _train_head_first(config: RunConfig, run: Run, ranks: Ranks) -> None:
+    """The first training of LP-FT, and the head that the second one starts from."""
+    first = replace(run, training="linear_head")
+    _train(config.model_copy(update={"finetune": head_phase(config.finetune)}), first, ranks)
+
+    def write() -> None:
+        with open_weights(first.finished_checkpoint()) as trained:
+            weight, bias = (trained.tensor(HEAD_PREFIX + name) for name in ("weight", "bias"))
+        head = Head(weight.shape[1], weight.shape[0])
+        head.load_state_dict({"weight": weight, "bias": bias})
+        _write_head(run, first.finetuned_head, head)
+
+    together(lambda: _once(ranks, first.finetuned_head, write))
+
+
+def _rebuild_head(config: RunConfig, run: Run, ranks: Ranks) -> None:
+    """The head of FLYP's theta_1, from its text tower."""
+
+    def write() -> None:
+        with open_weights(run.finished_checkpoint(), average=config.finetune.ema is not None) as trained:
+            weights = {name: trained.tensor(name) for name in trained}
+        _write_head(run, run.finetuned_head, rebuilt_head(run.zero_shot, weights, device=device_of(ranks)))
+
+    _once(ranks, run.finetuned_head, write)
+
+
+def _once(ranks: Ranks, folder: Path, write: Callable[[], None]) -> None:
+    if ranks.is_main and not is_committed(folder):
+        write()
+
+
+def _write_head(run: Run, target: Path, head: nn.Linear) -> None:
+    with committing(target) as folder:
+        write_head(folder, head, read_vocabulary(run.zero_shot))
 
 
 def _check_world_size(config: RunConfig, ranks: Ranks) -> None:

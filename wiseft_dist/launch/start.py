@@ -11,7 +11,14 @@ from typing import Any
 from wiseft_dist import storage
 from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
-from wiseft_dist.data.stage import ID_VAL, index, index_all, load_manifest, refuse_credentials
+from wiseft_dist.data.stage import (
+    datasets_to_evaluate,
+    evaluated_datasets,
+    index,
+    index_all,
+    load_manifest,
+    refuse_credentials,
+)
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.follow import queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_model_files
@@ -86,18 +93,15 @@ def preview(config: RunConfig) -> dict[str, Any]:
     run = Run(Path(config.output))
     manifests = index_all(config, run)
     described = describe(config, manifests)
-    names = list(config.data.evaluated)
-    if names and described["held_out_samples"]:
-        names.append(ID_VAL)
     described["jobs"] = [
         {"name": job.name} | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
-        for step in _left(config, run, manifests, names)
+        for step in _left(config, run, manifests)
         for job in step.jobs
     ]
     return described
 
 
-def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest], names: list[str]) -> list[Step]:
+def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[Step]:
     """What is left of a run whose directory may not know these datasets yet."""
     try:
         is_current = all(load_manifest(run, name) == manifest for name, manifest in manifests.items())
@@ -106,7 +110,7 @@ def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest], names: li
     if is_current:
         return remaining(config, run)
     weights = [job.name for step in plan(config, ()) for job in step.jobs if is_finished(config, run, job)]
-    return plan(config, names, weights)
+    return plan(config, evaluated_datasets(config, manifests), weights)
 
 
 def print_summary(run: Run) -> None:
@@ -114,7 +118,7 @@ def print_summary(run: Run) -> None:
     from rich.console import Console
 
     config = run.load_config()
-    if not config.data.reference:
+    if not datasets_to_evaluate(config, run):
         print(f"Weights: {run.merged}")
         return
     from wiseft_dist.report.results import gather

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from wiseft_dist.errors import UserError
+from wiseft_dist.merge.average import open_average
 from wiseft_dist.merge.torch_archive import StoredTensor, read_archive
 from wiseft_dist.merge.weights import Extent, TensorRecord, Weights, stored_record
-from wiseft_dist.merge.zero import is_zero_checkpoint, open_zero
+from wiseft_dist.merge.zero import open_zero
+from wiseft_dist.merge.zero_files import is_zero_checkpoint
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -31,13 +33,19 @@ SAFETENSORS_DTYPES = {
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
-def open_weights(path: Path | str) -> Weights:
+def open_weights(path: Path | str, *, average: bool = False) -> Weights:
     """Open anything people have: a safetensors file or folder, a ``torch.save`` file, a DeepSpeed checkpoint.
 
+    Args:
+        path: A file or folder.
+        average: Of a run's checkpoint, take the moving average of the weights instead of the last ones.
+
     Raises:
-        UserError: if nothing is there or it is no such thing.
+        UserError: if nothing is there, it is no such thing, or it holds no average.
     """
     path = Path(path)
+    if average:
+        return open_average(path)
     if path.is_dir():
         if is_zero_checkpoint(path):
             return open_zero(path)

@@ -17,12 +17,13 @@ from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, RunConfig
 from wiseft_dist.distributed import require_single_process
 from wiseft_dist.errors import UserError
+from wiseft_dist.merge.finetuned import describe_finetuned, open_pair
 from wiseft_dist.merge.pairing import Pair, pair
 from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.writer import DTYPES, write_ensembles
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE
 from wiseft_dist.publish import publish_ensembles
-from wiseft_dist.run import COMMIT_FILE, Run, alpha_name, commit_digest, committing, read_commit, sha256_file
+from wiseft_dist.run import COMMIT_FILE, Run, alpha_name, commit_digest, committing, sha256_file
 from wiseft_dist.tracking import tracking
 
 PROVENANCE_FILE = "model.json"
@@ -41,20 +42,12 @@ def merge(config: RunConfig, run: Run) -> None:
 def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> None:
     for abandoned in run.merged.glob(".alpha_*"):  # a merge that was killed; its ensembles were never committed
         shutil.rmtree(abandoned, ignore_errors=True)
-    checkpoint = run.finished_checkpoint()
-    trained = read_commit(checkpoint)["trained"]
     sources = {
-        role: {"path": str(folder), "digest": commit_digest(folder)}
-        for role, folder in (("zero_shot", run.zero_shot), ("finetuned", checkpoint))
+        "zero_shot": {"path": str(run.zero_shot), "digest": commit_digest(run.zero_shot)},
+        "finetuned": describe_finetuned(config, run),
     }
-    with (
-        tracking(config, run, "merge") as tracker,
-        open_weights(run.zero_shot) as zero_shot,
-        open_weights(checkpoint) as finetuned,
-    ):
+    with tracking(config, run, "merge") as tracker, open_pair(config, run) as models:
         tracker.event("started", alphas=missing)
-        left_out = [name for name in zero_shot if name not in trained]
-        models = pair(zero_shot, finetuned, carry=left_out)
         folders = {alpha: run.ensemble(alpha) for alpha in missing}
         _write(
             models,
@@ -68,9 +61,23 @@ def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> None:
 
 
 def merge_files(
-    zero_shot: Path, finetuned: Path, output: Path, settings: MergeConfig, *, carry: Sequence[str] = ()
+    zero_shot: Path,
+    finetuned: Path,
+    output: Path,
+    settings: MergeConfig,
+    *,
+    carry: Sequence[str] = (),
+    average: bool = False,
 ) -> list[Path]:
     """Merge two checkpoints of any kind, without a run.
+
+    Args:
+        zero_shot: theta_0.
+        finetuned: theta_1.
+        output: Gets a folder for each alpha.
+        settings: Alphas and dtype.
+        carry: Patterns (``transformer.*``) of tensors that only theta_0 needs to have.
+        average: Whether theta_1 is the moving average that the checkpoint holds, instead of its last weights.
 
     Returns:
         The folders written, one for each alpha.
@@ -82,22 +89,30 @@ def merge_files(
     taken = [folder for folder in folders.values() if folder.exists()]
     if taken:
         raise UserError(f"{taken[0]}: is there already. Choose another --output, or delete it.")
-    with open_weights(zero_shot) as first, open_weights(finetuned) as second:
+    with open_weights(zero_shot) as first, open_weights(finetuned, average=average) as second:
         models = pair(first, second, carry=carry)
-        sources = {
+        sources: dict[str, dict[str, Any]] = {
             role: {
                 "path": str(weights.source),
                 "sha256": {file.name: sha256_file(file) for file in weights.files()},
             }
             for role, weights in (("zero_shot", first), ("finetuned", second))
         }
+        if average:
+            sources["finetuned"]["average"] = True
         side = zero_shot if zero_shot.is_dir() else zero_shot.parent
         _write(models, folders, method=settings.method, dtype=settings.dtype, sources=sources, side=side)
     return list(folders.values())
 
 
 def merge_to_store(
-    zero_shot: Path, finetuned: Path, url: str, settings: MergeConfig, *, carry: Sequence[str] = ()
+    zero_shot: Path,
+    finetuned: Path,
+    url: str,
+    settings: MergeConfig,
+    *,
+    carry: Sequence[str] = (),
+    average: bool = False,
 ) -> list[str]:
     """As :func:`merge_files`, into a folder of a store; all ensembles lie in the temporary directory on the way.
 
@@ -114,7 +129,7 @@ def merge_to_store(
         if storage.exists(storage.join(target, COMMIT_FILE)):
             raise UserError(f"{target}: is there already. Choose another --output, or delete it.")
     with tempfile.TemporaryDirectory(prefix="wiseft-merge-") as aside:
-        folders = merge_files(zero_shot, finetuned, Path(aside), settings, carry=carry)
+        folders = merge_files(zero_shot, finetuned, Path(aside), settings, carry=carry, average=average)
         for folder, target in zip(folders, targets, strict=True):
             storage.upload_folder(folder, target, last=COMMIT_FILE)
     return targets

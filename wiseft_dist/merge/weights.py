@@ -34,6 +34,8 @@ class TensorRecord:
     shape: tuple[int, ...]
     dtype: torch.dtype
     extents: tuple[Extent, ...]
+    divisor: float = 1.0
+    """What reading divides the stored elements by: a moving average that started from nothing is too small."""
 
     @property
     def numel(self) -> int:
@@ -101,7 +103,8 @@ class Weights(Mapping[str, TensorRecord]):
                 self._pread(extent.file, extent.offset + (low - begin) * size, view[filled : filled + num_bytes])
                 filled += num_bytes
             begin += extent.numel
-        return torch.frombuffer(buffer, dtype=record.dtype) if buffer else torch.empty(0, dtype=record.dtype)
+        elements = torch.frombuffer(buffer, dtype=record.dtype) if buffer else torch.empty(0, dtype=record.dtype)
+        return elements if record.divisor == 1.0 else elements.div_(record.divisor)
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor in its shape."""

@@ -1,217 +1,129 @@
-"""DeepSpeed's sharded checkpoints, opened as named fp32 slices straight from the ranks' partitions.
-
-Sources of the layout: deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, deepspeed/utils/zero_to_fp32.py
-(0.19.8). DeepSpeed itself is not needed here. Padding, which is uninitialised memory, is never part of a slice.
-"""
+"""DeepSpeed's checkpoints of any ZeRO stage and world size, opened as named slices of the ranks' own files."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.torch_archive import StoredTensor, read_archive
-from wiseft_dist.merge.weights import Extent, TensorRecord, Weights, stored_record
+from wiseft_dist.merge.torch_archive import StoredTensor
+from wiseft_dist.merge.weights import TensorRecord, Weights, stored_record
+from wiseft_dist.merge.zero_files import ZeroFiles, read_zero_files
+from wiseft_dist.merge.zero_layout import cut, frozen_fragments, num_groups
 
-Shape = tuple[int, ...]
 T = TypeVar("T")
-_OPTIM = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt$")
-_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_model_states\.pt$")
+MASTERS = "fp32"
+AVERAGE = "ema"
+STEP = "step"
 
 
-def is_zero_checkpoint(folder: Path) -> bool:
-    """Whether the folder, or the one its ``latest`` names, holds optimizer partitions."""
-    return bool(_ranked(folder, _OPTIM)) or (folder / "latest").is_file()
+@dataclass(frozen=True)
+class ZeroStates:
+    """What an optimizer holds. Use as a context manager: files stay open inside it."""
+
+    tensors: dict[str, Weights]
+    """By key, the state of every trained parameter, in its shape: ``fp32`` for the masters, then the optimizer's own
+    (``exp_avg``, ``momentum_buffer``, ``ema``)."""
+    step: float | None
+    """Updates that the optimizer has counted; None where it counts none, as SGD."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for weights in self.tensors.values():
+            weights.close()
 
 
 def open_zero(folder: Path) -> Weights:
-    """Open a checkpoint of ZeRO stage 1, 2 or 3 and any world size.
+    """Open the weights of a checkpoint.
 
-    Trained parameters are the fp32 masters; frozen ones and buffers keep the dtype they were saved in.
+    From stage 1 on trained parameters are the fp32 masters; frozen ones and buffers keep the dtype they were saved
+    in. At stage 0 everything is the module's own: fp32 in a run of ours, 16-bit where the module was cast to that.
 
     Raises:
         UserError: if a rank's file is missing or damaged, or the layout is one that is not supported.
     """
-    folder = _tagged(folder)
+    return _understood(folder, lambda: _open_zero(read_zero_files(folder)))
+
+
+def open_zero_average(folder: Path, groups: Sequence[Sequence[str]] | None, *, divisor: float) -> Weights:
+    """As :func:`open_zero`, with the optimizer's moving average in place of the trained parameters.
+
+    Args:
+        folder: The checkpoint.
+        groups: As for :func:`open_zero_states`.
+        divisor: Of the stored average.
+
+    Raises:
+        UserError: as :func:`open_zero_states`, and if the optimizer holds no average.
+    """
+    return _understood(folder, lambda: _open_zero_average(read_zero_files(folder), groups, divisor))
+
+
+def open_zero_states(folder: Path, groups: Sequence[Sequence[str]] | None = None) -> ZeroStates:
+    """Open the masters and the optimizer's state of a checkpoint, of whatever stage and world size.
+
+    Args:
+        folder: The checkpoint.
+        groups: Names of the trained parameters by the optimizer's groups. Needed at stage 0 alone, where the
+            optimizer's state is numbered.
+
+    Raises:
+        UserError: as :func:`open_zero`, and if some parameter lacks a state that others have.
+    """
+    return _understood(folder, lambda: _open_zero_states(read_zero_files(folder), groups))
+
+
+def _understood(folder: Path, read: Callable[[], T]) -> T:
     try:
-        return Weights(str(folder), _records(folder))
+        return read()
     except UserError:
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder}: not laid out like a DeepSpeed checkpoint ({error!r}).") from error
 
 
-def _tagged(folder: Path) -> Path:
-    """The folder with the files: itself, or the one that ``latest`` names."""
-    if _ranked(folder, _OPTIM) or not (folder / "latest").is_file():
-        return folder
-    tag = folder / (folder / "latest").read_text(errors="replace").strip()
-    if not tag.is_dir():
-        raise UserError(f"{folder}/latest names {tag.name}, which is not there.")
-    return tag
+def _open_zero(files: ZeroFiles) -> Weights:
+    return _whole_model(files, {} if files.stage == 0 else cut(files, _masters(files)))
 
 
-def _ranked(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    files: dict[int, Path] = {}
-    for path in sorted(folder.glob("*.pt")):
-        if match := pattern.match(path.name):
-            rank = int(match.group(1))
-            if rank in files:
-                raise UserError(
-                    f"{folder}: both {files[rank].name} and {path.name} are of rank {rank}; two saves are mixed here."
-                )
-            files[rank] = path
-    return files
+def _open_zero_average(files: ZeroFiles, groups: Sequence[Sequence[str]] | None, divisor: float) -> Weights:
+    average = _open_zero_states(files, groups).tensors.get(AVERAGE)
+    if average is None:
+        raise UserError(f"{files.folder}: its optimizer holds no moving average.")
+    trained = {name: replace(record, divisor=divisor) for name, record in average.items()}
+    return _whole_model(files, _under_all_names(files, trained) if files.stage == 0 else trained)
 
 
-def _records(folder: Path) -> dict[str, TensorRecord]:
-    optimizer = _read_optimizer(folder)
-    if "fp32_flat_groups" in optimizer[0]:
-        files = _of_all_ranks(folder, "model", _ranked(folder, _MODEL), len(optimizer))
-        models = [_read(file) for file in files]
-        trained = _stage3(folder, models, optimizer)
-    elif "single_partition_of_fp32_groups" in optimizer[0]:
-        models = [_read(folder / "mp_rank_00_model_states.pt")]
-        trained = _stage12(folder, models[0], optimizer)
-    else:
-        raise UserError(f"{folder}: its optimizer files hold no fp32 partitions of ZeRO stage 1, 2 or 3.")
-    owned = trained | _module_tensors(models[0], trained)
-    return owned | _aliases(models[0], owned)
+def _under_all_names(files: ZeroFiles, trained: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+    """Stage 0 does not say which parameters are tied, but what is tied lies in the file once."""
+    module = _module_tensors(files.models[0], {})
+    by_place = {module[name]: record for name, record in trained.items()}
+    return {name: by_place[place] for name, place in module.items() if place in by_place}
 
 
-def _read_optimizer(folder: Path) -> list[dict[str, Any]]:
-    """The optimizer states of all ranks."""
-    files = _ranked(folder, _OPTIM)
-    states = {rank: _read(file)["optimizer_state_dict"] for rank, file in files.items()}
-    count = next(iter(states.values()))["partition_count"] if states else 1
-    return _of_all_ranks(folder, "optimizer", states, max(count) if isinstance(count, list) else count)
+def _whole_model(files: ZeroFiles, trained: dict[str, TensorRecord]) -> Weights:
+    """The trained parameters and everything else."""
+    if files.stage == 3:
+        trained = trained | frozen_fragments(files)
+    owned = trained | _module_tensors(files.models[0], trained)
+    return Weights(str(files.folder), owned | _aliases(files.models[0], owned))
 
 
-def _of_all_ranks(folder: Path, kind: str, ranked: Mapping[int, T], world_size: int) -> list[T]:
-    """In the order of the ranks, none missing and none too many."""
-    if missing := set(range(world_size)) - ranked.keys():
-        raise UserError(f"{folder}: the {kind} file of rank {min(missing)} of {world_size} is missing.")
-    if surplus := ranked.keys() - set(range(world_size)):
-        raise UserError(f"{folder}: has a file of rank {min(surplus)}, but was written by {world_size} ranks.")
-    return [ranked[rank] for rank in range(world_size)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: this file of the checkpoint is missing.")
-    state = read_archive(path)
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: not a DeepSpeed state file.")
-    return state
-
-
-def _stage12(folder: Path, model: Mapping[str, Any], optimizer: Sequence[Mapping[str, Any]]) -> dict[str, TensorRecord]:
-    """Stages 1 and 2: each group is one flat vector, cut into equal partitions.
-
-    With N elements in a group (parameters and their alignment padding) and W ranks, a partition has
-    P = 2 ceil(N / 2W) elements and rank r holds [rP, (r+1)P); a parameter may straddle ranks.
-    """
-    world_size, records = len(optimizer), {}
-    for group, shapes in enumerate(_shapes(model)):
-        paddings = _group_paddings(optimizer[0], group, len(shapes))
-        total = sum(math.prod(shape) for shape in shapes.values()) + sum(paddings)
-        partition = 2 * math.ceil(total / (2 * world_size))
-        parts = [_stored(state["single_partition_of_fp32_groups"][group], folder) for state in optimizer]
-        held = [max(0, min(partition, total - rank * partition)) for rank in range(world_size)]
-        _check_parts(folder, parts, held, padded=partition)
-        begin = 0
-        for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
-            end = begin + math.prod(shape)
-            records[name] = TensorRecord(shape, parts[0].dtype, _cut_at_partitions(parts, partition, begin, end))
-            begin = end + padding
-    return records
-
-
-def _cut_at_partitions(parts: Sequence[StoredTensor], partition: int, begin: int, end: int) -> tuple[Extent, ...]:
-    bounds = [(max(begin - rank * partition, 0), min(end - rank * partition, partition)) for rank in range(len(parts))]
-    return tuple(_slice(part, start, stop) for part, (start, stop) in zip(parts, bounds, strict=True) if start < stop)
-
-
-def _group_paddings(state: Mapping[str, Any], group: int, count: int) -> list[int]:
-    """Elements of padding after each parameter (``param_alignment_paddings``, since DeepSpeed 0.19.7)."""
-    paddings = state.get("param_alignment_paddings")
-    return [int(p) for p in paddings[group]] if paddings else [0] * count
-
-
-def _stage3(
-    folder: Path, models: Sequence[Mapping[str, Any]], optimizer: Sequence[Mapping[str, Any]]
-) -> dict[str, TensorRecord]:
-    """Stage 3: every parameter is cut over all ranks; sub-groups of parameters are laid end to end.
-
-    A parameter of n elements takes p = ceil(n / W) in every rank's vector; rank r holds [rp, min((r+1)p, n)).
-    """
-    world_size = len(optimizer)
-    flat = [[_stored(t, folder) for t in state["fp32_flat_groups"]] for state in optimizer]
-    records = {}
-    for group, shapes in enumerate(_shapes(models[0])):
-        if any(group >= len(parts) for parts in flat):
-            raise UserError(f"{folder}: parameter group {group} has no fp32 partition in some rank's file.")
-        parts = [rank_parts[group] for rank_parts in flat]
-        needed = sum(math.ceil(math.prod(shape) / world_size) for shape in shapes.values())
-        _check_parts(folder, parts, [needed] * world_size)
-        begin = 0
-        for name, shape in shapes.items():
-            records[name] = TensorRecord(shape, parts[0].dtype, _cut_over_ranks(parts, begin, math.prod(shape)))
-            begin += math.ceil(math.prod(shape) / world_size)
-    return records | _frozen_fragments(folder, models)
-
-
-def _frozen_fragments(folder: Path, models: Sequence[Mapping[str, Any]]) -> dict[str, TensorRecord]:
-    """Frozen parameters of stage 3: a fragment of each, with padding, in every rank's model file."""
-    records = {}
-    for name, shape in (models[0].get("frozen_param_shapes") or {}).items():
-        fragments = [_stored(model["frozen_param_fragments"][name], folder) for model in models]
-        numel = math.prod(shape)
-        _check_parts(folder, fragments, [math.ceil(numel / len(models))] * len(models))
-        records[name] = TensorRecord(tuple(shape), fragments[0].dtype, _cut_over_ranks(fragments, 0, numel))
-    return records
-
-
-def _cut_over_ranks(parts: Sequence[StoredTensor], begin: int, numel: int) -> tuple[Extent, ...]:
-    share = math.ceil(numel / len(parts)) if numel else 0
-    held = [max(0, min(share, numel - rank * share)) for rank in range(len(parts))]
-    return tuple(_slice(part, begin, begin + count) for part, count in zip(parts, held, strict=True) if count)
-
-
-def _shapes(model: Mapping[str, Any]) -> list[dict[str, Shape]]:
-    """Names and shapes of the trained parameters of each group, in the order in which they are laid out."""
-    return [{name: tuple(shape) for name, shape in group.items()} for group in model["param_shapes"]]
-
-
-def _stored(tensor: Any, folder: Path) -> StoredTensor:
-    if not isinstance(tensor, StoredTensor) or not tensor.contiguous:
-        raise UserError(f"{folder}: a partition is not a plain tensor.")
-    return tensor
-
-
-def _check_parts(
-    folder: Path, parts: Sequence[StoredTensor], expected: Sequence[int], *, padded: int | None = None
-) -> None:
-    """Another size would mean another layout, and elements taken from the wrong places."""
-    for rank, (part, count) in enumerate(zip(parts, expected, strict=True)):
-        if part.dtype != parts[0].dtype:
-            raise UserError(f"{folder}: rank {rank}'s partition is {part.dtype}, rank 0's is {parts[0].dtype}.")
-        if part.numel not in (count, padded):
-            raise UserError(
-                f"{folder}: rank {rank}'s partition holds {part.numel} elements where {count} are expected; "
-                "optimizer state that was offloaded to NVMe is not in the checkpoint."
-            )
-
-
-def _slice(part: StoredTensor, start: int, stop: int) -> Extent:
-    return Extent(part.file, part.offset + start * part.dtype.itemsize, stop - start)
+def _masters(files: ZeroFiles) -> Callable[[int], list[Any]]:
+    key = "fp32_flat_groups" if files.stage == 3 else "single_partition_of_fp32_groups"
+    for rank, state in enumerate(files.optimizers):
+        if len(state.get(key, ())) < num_groups(files):
+            raise UserError(f"{files.folder}: rank {rank}'s file lacks fp32 partitions of ZeRO stage 1, 2 or 3.")
+    return lambda group: [state[key][group] for state in files.optimizers]
 
 
 def _module_tensors(model: Mapping[str, Any], known: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
-    """Buffers, and the frozen parameters that stage 1 keeps nowhere else: complete in the model file."""
+    """Buffers, and parameters that are kept nowhere else (stage 0; frozen at stage 1): complete in the model file."""
     buffers = set(model.get("buffer_names") or ())
     shared = set(model.get("shared_params") or ())
     return {
@@ -226,3 +138,79 @@ def _aliases(model: Mapping[str, Any], known: Mapping[str, TensorRecord]) -> dic
     """Tied parameters: an alias is its owner's data."""
     shared = model.get("shared_params") or {}
     return {alias: known[owner] for alias, owner in shared.items() if owner in known}
+
+
+def _open_zero_states(files: ZeroFiles, groups: Sequence[Sequence[str]] | None) -> ZeroStates:
+    folder = files.folder
+    if files.stage == 0:
+        states = [_torch_states(folder, files.models[0]["optimizer"])]
+        tensors = _whole_states(files, states[0], groups)
+    else:
+        nested = "optimizer_state_dict" if files.stage == 3 else "base_optimizer_state"
+        states = [_torch_states(folder, optimizer[nested]) for optimizer in files.optimizers]
+        tensors = {MASTERS: cut(files, _masters(files))}
+        tensors |= {key: cut(files, partial(_partitions, folder, states, key)) for key in _keys(states)}
+    opened = {key: Weights(str(folder), records) for key, records in tensors.items()}
+    return ZeroStates(opened, _step(folder, states))
+
+
+States = dict[int, dict[str, StoredTensor]]
+"""What a torch optimizer holds for each tensor that it updates, by number and key."""
+
+
+def _torch_states(folder: Path, optimizer: Any) -> States:
+    """The tensors in the state dict of a torch optimizer. From stage 1 on it updates one flat partition a group."""
+    if not isinstance(optimizer, dict) or "state" not in optimizer:
+        raise UserError(f"{folder}: its optimizer's state is not laid out as torch's optimizers do.")
+    return {
+        number: {key: value for key, value in state.items() if isinstance(value, StoredTensor)}
+        for number, state in optimizer["state"].items()
+    }
+
+
+def _keys(states: Sequence[States]) -> list[str]:
+    return sorted({key for rank in states for state in rank.values() for key in state} - {STEP})
+
+
+def _partitions(folder: Path, states: Sequence[States], key: str, group: int) -> list[StoredTensor]:
+    return [_state(folder, rank, group, key) for rank in states]
+
+
+def _state(folder: Path, states: States, number: int, key: str) -> StoredTensor:
+    tensor = states.get(number, {}).get(key)
+    if tensor is None:
+        raise UserError(f"{folder}: its optimizer holds {key} for some parameters and not for others.")
+    return tensor
+
+
+def _whole_states(
+    files: ZeroFiles, states: States, groups: Sequence[Sequence[str]] | None
+) -> dict[str, dict[str, TensorRecord]]:
+    """Stage 0: torch's optimizer updates the parameters themselves, in the order of its groups."""
+    if groups is None:
+        raise UserError(f"{files.folder}: which parameter is which in its optimizer's state (stage 0) is not recorded.")
+    sizes = [len(group["params"]) for group in files.models[0]["optimizer"]["param_groups"]]
+    if sizes != [len(group) for group in groups]:
+        raise UserError(f"{files.folder}: its optimizer has groups of {sizes} parameters, other than were recorded.")
+    names = [name for group in groups for name in group]
+    module = _module_tensors(files.models[0], {})
+    tensors = {MASTERS: {name: module[name] for name in names}}
+    for key in _keys([states]):
+        records = {name: stored_record(name, _state(files.folder, states, i, key)) for i, name in enumerate(names)}
+        if other := [name for name in names if records[name].shape != module[name].shape]:
+            raise UserError(f"{files.folder}: {key} of {other[0]} has another shape than the parameter.")
+        tensors[key] = records
+    return tensors
+
+
+def _step(folder: Path, states: Sequence[States]) -> float | None:
+    """The number of updates, which every rank has counted alike."""
+    counters = [state[STEP] for rank in states for state in rank.values() if STEP in state]
+    records = {str(number): stored_record(STEP, counter) for number, counter in enumerate(counters)}
+    with Weights(str(folder), records) as weights:
+        steps = {float(weights.read(name)) for name in weights}
+    if len(steps) > 1:
+        raise UserError(
+            f"{folder}: its optimizer has updated some parameters {min(steps):g} times, others {max(steps):g}."
+        )
+    return steps.pop() if steps else None

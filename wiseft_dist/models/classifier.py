@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +24,8 @@ class Head(nn.Linear):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits fp32 ``[batch, classes]`` of features ``[batch, embedding]``."""
-        return functional.linear(features.float(), self.weight.float(), self.bias.float())
+        with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):  # autocast knows no meta device
+            return functional.linear(features.float(), self.weight.float(), self.bias.float())
 
 
 class Classifier(nn.Module):

@@ -22,12 +22,18 @@ class Results:
     """Accuracy by dataset and alpha."""
 
     reference: str
+    """The reference test set; in a run without one, the held-out piece of the training set stands in."""
     shifts: tuple[str, ...]
     alphas: tuple[float, ...]
     """Rising."""
     cells: dict[tuple[str, float], Cell]
     cells_digest: str
     """Of the cells' content keys and the datasets' roles."""
+
+    @property
+    def role_of_reference(self) -> str:
+        """``reference``, or ``id_val`` where the held-out piece stands in."""
+        return ID_VAL if self.reference == ID_VAL else "reference"
 
     def top1(self, dataset: str) -> dict[float, float]:
         """Accuracy by alpha, as fractions; empty for a dataset that was not evaluated."""
@@ -55,7 +61,7 @@ class Results:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for dataset in (self.reference, *self.shifts):
-            role = "reference" if dataset == self.reference else "shift"
+            role = self.role_of_reference if dataset == self.reference else "shift"
             for alpha in self.alphas:
                 cell = self.cells[dataset, alpha]
                 low, high = interval(cell)
@@ -100,9 +106,8 @@ def gather(config: RunConfig, run: Run) -> Results:
                     f"expected {expected}."
                 )
             cells[name, alpha] = cell
-    (reference,) = config.data.reference
     return Results(
-        reference,
+        next(iter(config.data.reference), ID_VAL),
         tuple(config.data.shifts),
         tuple(sorted(config.merge.alphas)),
         cells,

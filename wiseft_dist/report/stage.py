@@ -68,7 +68,7 @@ def _summary(results: Results) -> dict[str, float]:
     values = {}
     for name, alpha in named_alphas(results).items():
         values[f"{name}/alpha"] = alpha
-        values[f"{name}/reference"] = results.top1(results.reference)[alpha]
+        values[f"{name}/{results.role_of_reference}"] = results.top1(results.reference)[alpha]
         if results.shifts:
             values[f"{name}/shift_average"] = results.shift_average[alpha]
     return values
@@ -87,6 +87,7 @@ def _page(name: str, results: Results, curve: Path) -> str:
     template = jinja2.Environment(loader=jinja2.PackageLoader("wiseft_dist", "report"), autoescape=True)
     return template.get_template("page.html.j2").render(
         name=name,
+        against="against the average over the shifts, one point" if results.shifts else "over alpha, one point",
         reference=results.reference,
         columns=columns,
         curve=base64.b64encode(curve.read_bytes()).decode(),
@@ -103,7 +104,7 @@ def _selection_sentence(results: Results) -> str:
     if choice is None:
         return "No alpha was chosen by validation: nothing was held out of the training set."
     count = results.cells[ID_VAL, choice.alpha].num_samples
-    return (
-        f"Alpha {choice.alpha:g} was chosen on {count} samples held out of the training set; "
-        "the shifts were not looked at."
-    )
+    chosen = f"Alpha {choice.alpha:g} was chosen on {count} samples held out of the training set; "
+    if results.reference == ID_VAL:
+        return chosen + "there is no test set, so the accuracies are on the same samples."
+    return chosen + "the shifts were not looked at."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from wiseft_dist.config import FinetuneConfig
@@ -39,6 +40,8 @@ class Recipe(Protocol):
 
     trains_head: bool
     """Whether the trained module has a classification head, started from theta_0's."""
+    needs_head: bool
+    """Whether theta_0 is a classifier: classes and prompts are needed to make its head."""
     inputs: Literal["images", "features"]
     """What the module sees: pictures, or the features of theta_0's visual tower."""
     compares_within_batch: bool
@@ -62,17 +65,30 @@ class Recipe(Protocol):
     def validation_target(self, zero_shot: Path) -> Target:
         """What a held-out sample is scored by."""
 
-    def scorer(self, forward: Forward, zero_shot: Path) -> Scorer:
+    def scorer(self, forward: Forward, zero_shot: Path, *, device: torch.device) -> Scorer:
         """How held-out batches are scored. Made anew before each pass, on every rank, without gradients."""
 
 
-def make_recipe(config: FinetuneConfig) -> Recipe:
-    """The recipe that ``finetune.recipe`` names."""
+def make_recipe(config: FinetuneConfig, *, head: Path | None = None) -> Recipe:
+    """The recipe that ``finetune.recipe`` names.
+
+    Args:
+        config: Its settings.
+        head: With ``lp_ft``, the folder of the head that its first phase wrote: the second phase starts from it.
+    """
     from wiseft_dist.finetune.recipes.contrastive import Contrastive
     from wiseft_dist.finetune.recipes.end_to_end import EndToEnd
+    from wiseft_dist.finetune.recipes.flyp import Flyp
+    from wiseft_dist.finetune.recipes.l2_sp import L2Sp
+    from wiseft_dist.finetune.recipes.linear_head import LinearHead
+    from wiseft_dist.finetune.recipes.lp_ft import LpFt
 
-    recipes: dict[str, Callable[[FinetuneConfig], Any]] = {
-        "end_to_end": EndToEnd,
+    recipes: dict[str, Callable[[], Recipe]] = {
+        "end_to_end": lambda: EndToEnd(config),
+        "linear_head": lambda: LinearHead(config),
+        "lp_ft": lambda: LpFt(config, head),
+        "flyp": Flyp,
+        "l2_sp": lambda: L2Sp(config),
         "contrastive": Contrastive,
     }
-    return recipes[config.recipe](config)
+    return recipes[config.recipe]()

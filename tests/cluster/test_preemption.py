@@ -1,0 +1,146 @@
+"""A job that Slurm preempts, requeues or ends saves its training first, and comes back only where it should."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from tiny_run import World, make_world
+
+from wiseft_dist.config import load_config
+from wiseft_dist.launch.executors import SlurmExecutor
+from wiseft_dist.pipeline import Job
+from wiseft_dist.run import Run, committed_checkpoints, open_run, read_commit
+from wiseft_dist.tracking import read_events
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Devcluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+SETTINGS = (
+    "finetune.epochs=100",
+    "finetune.log_every=1",
+    "finetune.checkpoint.every_minutes=null",
+    "launch.executor=slurm",
+    "data.id_val_fraction=0",
+)
+PATIENCE_SECONDS = 300
+STOPPED_AT = 10
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(devcluster: Devcluster, small_world: World, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run, _ = submit(small_world, tmp_path_factory.mktemp("undisturbed") / "run")
+    wait_until(lambda: run.final_checkpoint() is not None)
+    return run
+
+
+def submit(world: World, output: Path) -> tuple[Run, str]:
+    """A new run whose fine-tuning is in the queue, and the job's id."""
+    config = load_config(world.config, [*SETTINGS, f"output={output}"])
+    run = open_run(config)
+    run.jobs.mkdir()
+    [submitted] = SlurmExecutor(run).submit([Job("finetune", None, config.launch.finetune)], after=[])
+    return run, submitted.job_id
+
+
+def under_way(world: World, output: Path) -> tuple[Run, str]:
+    run, job = submit(world, output)
+    wait_until(lambda: len(losses(run)) >= STOPPED_AT, seconds_between=0.02)
+    return run, job
+
+
+def to_the_job(cluster: Devcluster, job: str) -> None:
+    cluster.slurm("scancel", "--signal=USR2", job)
+
+
+def to_the_second_rank(cluster: Devcluster, job: str) -> None:
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            if environment.get("SLURM_JOB_ID") == job and environment.get("SLURM_PROCID") == "1":
+                os.kill(process.pid, signal.SIGUSR2)
+                return
+        except psutil.Error:
+            continue
+    pytest.fail(f"job {job} has no second rank")
+
+
+def as_in_the_grace_time_of_a_preemption(cluster: Devcluster, job: str) -> None:
+    cluster.slurm("scancel", "--signal=TERM", job)
+
+
+def by_requeuing(cluster: Devcluster, job: str) -> None:
+    cluster.slurm("scontrol", "requeue", job)
+
+
+@pytest.mark.parametrize(
+    "preempt", [to_the_job, to_the_second_rank, as_in_the_grace_time_of_a_preemption, by_requeuing]
+)
+def test_a_preempted_job_saves_comes_back_and_does_no_step_twice(
+    devcluster: Devcluster,
+    small_world: World,
+    undisturbed: Run,
+    tmp_path: Path,
+    preempt: Callable[[Any, str], None],
+) -> None:
+    run, job = under_way(small_world, tmp_path / "run")
+    preempt(devcluster, job)
+    wait_until(lambda: starts_again(devcluster, job) and run.final_checkpoint() is not None)
+    first, second = (event["step"] for event in read_events(run) if event["event"] == "started")
+    assert first == 0 and second >= STOPPED_AT
+    steps = [event["step"] for event in read_events(run) if event["event"] == "metrics"]
+    assert steps == sorted(set(steps))
+    assert losses(run) == losses(undisturbed)
+    assert second in [event["step"] for event in read_events(run) if event["event"] == "saved"]
+
+
+def test_a_cancelled_job_saves_and_stays_away(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
+    run, job = under_way(small_world, tmp_path / "run")
+    devcluster.slurm("scancel", job)
+    wait_until(lambda: state(devcluster, job) == "CANCELLED")
+    [checkpoint] = committed_checkpoints(run)
+    assert STOPPED_AT <= read_commit(checkpoint)["step"] < max(losses(run)) + 2
+    assert [event["event"] for event in read_events(run)].count("started") == 1
+
+
+def losses(run: Run) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in read_events(run) if event["event"] == "metrics"}
+
+
+def starts_again(cluster: Devcluster, job: str) -> bool:
+    """Let a requeued job start now, instead of after Slurm's two minutes; whether it has been requeued."""
+    if state(cluster, job) == "PENDING":
+        subprocess.run(
+            ["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True, timeout=60
+        )
+    return field(cluster, job, "Restarts") == "1"
+
+
+def state(cluster: Devcluster, job: str) -> str:
+    return field(cluster, job, "JobState")
+
+
+def field(cluster: Devcluster, job: str, name: str) -> str:
+    fields = cluster.slurm("scontrol", "--oneliner", "show", "job", job).split()
+    return dict(pair.split("=", 1) for pair in fields if "=" in pair)[name]
+
+
+def wait_until(condition: Callable[[], bool], *, seconds_between: float = 0.5) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
+        time.sleep(seconds_between)
