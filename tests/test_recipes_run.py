@@ -12,10 +12,10 @@ import torch
 from tiny_run import World, wiseft
 from torch import Tensor
 
-from wiseft_dist.merge.finetuned import open_finetuned
 from wiseft_dist.models.classifier import read_classifier
 from wiseft_dist.run import Run, read_commit
 from wiseft_dist.tracking import read_events
+from wiseft_dist.weights.finetuned import open_finetuned
 
 RUNS: dict[str, list[str]] = {
     "linear_head": [],

@@ -12,10 +12,10 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
-from wiseft_dist.merge.finetuned import is_finetuned
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
+from wiseft_dist.weights.finetuned import is_finetuned
 
 STAGES = ("finetune", "merge", "evaluate", "report")
 

@@ -14,9 +14,9 @@ from wiseft_dist.data.transforms import EvaluationTransform, evaluation_transfor
 from wiseft_dist.evaluate.cells import PREDICTIONS_FILE, CellStore
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.models.classifier import read_classifier
 from wiseft_dist.models.clip import preprocess_of, read_config
+from wiseft_dist.weights.sources import open_weights
 
 ALPHAS = (0.0, 0.5, 1.0)
 

@@ -11,7 +11,7 @@ import torch
 from engine_ranks import LEARNING_RATE, Case, run_cases
 from test_engine import same_state
 
-from wiseft_dist.merge.zero import open_zero_states
+from wiseft_dist.weights.zero import open_zero_states
 
 GROUPS = {"optimizer": {"lr": LEARNING_RATE, "decay_biases_and_norms": False}, "ema": {"decay": 0.5}}
 SGD = {"optimizer": {"name": "sgd", "lr": LEARNING_RATE}}

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
-from wiseft_dist.merge.zero import open_zero_states
 from wiseft_dist.run import Run, open_run, read_commit
 from wiseft_dist.tracking import read_events
+from wiseft_dist.weights.zero import open_zero_states
 
 CLASSNAMES = ("red thing", "green thing", "blue thing")
 NUM_SAMPLES = 40

@@ -15,12 +15,12 @@ from torch import Tensor
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells import CellStore
 from wiseft_dist.evaluate.stage import _load_ensemble, evaluate
-from wiseft_dist.merge.finetuned import describe_finetuned, is_finetuned
-from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.stage import merge
 from wiseft_dist.models.files import HEAD_FILE
 from wiseft_dist.pipeline import remaining
 from wiseft_dist.run import Run, committing
+from wiseft_dist.weights.finetuned import describe_finetuned, is_finetuned
+from wiseft_dist.weights.sources import open_weights
 
 CPU = torch.device("cpu")
 EMA = {"decay": 0.9, "debias": True, "updates": 2}

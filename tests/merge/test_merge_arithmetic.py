@@ -14,10 +14,10 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.merge import writer
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods import interpolate
-from wiseft_dist.merge.pairing import pair
-from wiseft_dist.merge.sources import open_weights
-from wiseft_dist.merge.weights import Weights
 from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
+from wiseft_dist.weights.pairing import pair
+from wiseft_dist.weights.records import Weights
+from wiseft_dist.weights.sources import open_weights
 
 INTERIOR = [0.001, 0.1, 0.3, 0.5, 0.7, 0.95, 0.999]
 

@@ -14,7 +14,7 @@ import torch
 from real_checkpoints import same_bits
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.weights.sources import open_weights
 
 DTYPES = [
     torch.float64,

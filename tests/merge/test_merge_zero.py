@@ -9,7 +9,7 @@ import torch
 from real_checkpoints import SHARDED, Checkpoint, same_bits
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.sources import open_weights
+from wiseft_dist.weights.sources import open_weights
 
 ALL = [(world_size, case) for world_size, cases in SHARDED.items() for case in cases]
 Written = Callable[[int, str], Checkpoint]

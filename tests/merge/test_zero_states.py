@@ -14,9 +14,9 @@ from write_checkpoints import DECAY, NUM_UPDATES
 
 from wiseft_dist.config import MergeConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.stage import merge_files
-from wiseft_dist.merge.zero import open_zero_states
+from wiseft_dist.weights.sources import open_weights
+from wiseft_dist.weights.zero import open_zero_states
 
 WORLD_SIZES = list(SHARDED)
 Written = Callable[[int, str], Checkpoint]
@@ -96,7 +96,7 @@ def test_no_part_of_any_state_is_padding(zero_checkpoint: Written, tmp_path: Pat
 
 def _poison(path: Path, covered: set[tuple[Path, int]]) -> int:
     """Write NaN over the elements of flat partitions that are not covered."""
-    from wiseft_dist.merge.torch_archive import StoredTensor, read_archive
+    from wiseft_dist.weights.torch_archive import StoredTensor, read_archive
 
     def tensors(value: Any) -> list[StoredTensor]:
         if isinstance(value, StoredTensor):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import wiseft_dist
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, load_manifest
-from wiseft_dist.merge.finetuned import describe_finetuned
 from wiseft_dist.run import Run, alpha_name, commit_digest, committing, digest, is_committed
+from wiseft_dist.weights.finetuned import describe_finetuned
 
 if TYPE_CHECKING:
     from wiseft_dist.evaluate.sweep import Predictions

@@ -16,13 +16,13 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.finetuned import open_pair
 from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, tracking
+from wiseft_dist.weights.finetuned import open_pair
 
 
 def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None:

@@ -29,8 +29,8 @@ def load_resharded(
         module: Whose buffers are loaded; they are alike on all ranks.
         groups: Names of the parameters in each of the saving optimizer's groups.
     """
-    from wiseft_dist.merge.sources import open_weights
-    from wiseft_dist.merge.zero import open_zero_states
+    from wiseft_dist.weights.sources import open_weights
+    from wiseft_dist.weights.zero import open_zero_states
 
     states = open_zero_states(folder, groups=groups)
     with ExitStack() as stack:

@@ -26,14 +26,14 @@ from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.recipes.flyp import rebuilt_head
 from wiseft_dist.finetune.recipes.lp_ft import head_phase
 from wiseft_dist.finetune.training import train
-from wiseft_dist.merge.finetuned import is_finetuned
-from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.models.classifier import Head, read_vocabulary, write_head, write_zero_shot
 from wiseft_dist.models.clip import create_clip
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.models.zero_shot import zero_shot_head
 from wiseft_dist.run import Run, committing, is_committed
 from wiseft_dist.tracking import tracking
+from wiseft_dist.weights.finetuned import is_finetuned
+from wiseft_dist.weights.sources import open_weights
 
 
 def finetune(config: RunConfig, run: Run) -> None:

@@ -1,1 +1,1 @@
-"""From zero-shot and fine-tuned weights to ensembles: sources, arithmetic, writing, and ensembles in memory."""
+"""From two models to ensembles: the arithmetic, writing them in one pass, and ensembles in memory."""

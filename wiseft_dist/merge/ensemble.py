@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from wiseft_dist.merge.methods import interpolate
-from wiseft_dist.merge.weights import Weights
+from wiseft_dist.weights.records import Weights
 
 
 class Ensemble:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wiseft_dist.errors import RunError
-from wiseft_dist.merge.sources import SAFETENSORS_DTYPES
+from wiseft_dist.weights.sources import SAFETENSORS_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 # Widest first, so that data stays aligned.

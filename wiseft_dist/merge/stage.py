@@ -17,14 +17,14 @@ from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, RunConfig
 from wiseft_dist.distributed import require_single_process
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.finetuned import describe_finetuned, open_pair
-from wiseft_dist.merge.pairing import Pair, pair
-from wiseft_dist.merge.sources import open_weights
 from wiseft_dist.merge.writer import DTYPES, write_ensembles
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE
 from wiseft_dist.publish import publish_ensembles
 from wiseft_dist.run import COMMIT_FILE, Run, alpha_name, commit_digest, committing, sha256_file
 from wiseft_dist.tracking import tracking
+from wiseft_dist.weights.finetuned import describe_finetuned, open_pair
+from wiseft_dist.weights.pairing import Pair, pair
+from wiseft_dist.weights.sources import open_weights
 
 PROVENANCE_FILE = "model.json"
 

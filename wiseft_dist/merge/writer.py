@@ -11,11 +11,11 @@ from torch import Tensor
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.methods import interpolate
-from wiseft_dist.merge.pairing import Pair
 from wiseft_dist.merge.safetensors_file import FileLayout, SafetensorsFile, safetensors_layout
-from wiseft_dist.merge.weights import Weights
 from wiseft_dist.models.files import HEAD_FILE, HEAD_PREFIX, WEIGHTS_FILE
 from wiseft_dist.progress import progress_bar
+from wiseft_dist.weights.pairing import Pair
+from wiseft_dist.weights.records import Weights
 
 CHUNK_ELEMENTS = 4 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.torch_archive import StoredTensor
+from wiseft_dist.weights.torch_archive import StoredTensor
 
 
 @dataclass(frozen=True)

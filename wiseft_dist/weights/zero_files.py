@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.torch_archive import read_archive
+from wiseft_dist.weights.torch_archive import read_archive
 
 T = TypeVar("T")
 MODEL_FILE = "mp_rank_00_model_states.pt"

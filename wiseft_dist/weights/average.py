@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.weights import Weights
-from wiseft_dist.merge.zero import open_zero_average
-from wiseft_dist.merge.zero_files import is_zero_checkpoint, tagged_folder
 from wiseft_dist.run import COMMIT_FILE, read_commit
+from wiseft_dist.weights.records import Weights
+from wiseft_dist.weights.zero import open_zero_average
+from wiseft_dist.weights.zero_files import is_zero_checkpoint, tagged_folder
 
 
 def open_average(folder: Path) -> Weights:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.torch_archive import StoredTensor
-from wiseft_dist.merge.weights import TensorRecord, Weights, stored_record
-from wiseft_dist.merge.zero_files import ZeroFiles, read_zero_files
-from wiseft_dist.merge.zero_layout import cut, frozen_fragments, num_groups
+from wiseft_dist.weights.records import TensorRecord, Weights, stored_record
+from wiseft_dist.weights.torch_archive import StoredTensor
+from wiseft_dist.weights.zero_files import ZeroFiles, read_zero_files
+from wiseft_dist.weights.zero_layout import cut, frozen_fragments, num_groups
 
 T = TypeVar("T")
 MASTERS = "fp32"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.weights import Weights
+from wiseft_dist.weights.records import Weights
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.average import open_average
-from wiseft_dist.merge.torch_archive import StoredTensor, read_archive
-from wiseft_dist.merge.weights import Extent, TensorRecord, Weights, stored_record
-from wiseft_dist.merge.zero import open_zero
-from wiseft_dist.merge.zero_files import is_zero_checkpoint
+from wiseft_dist.weights.average import open_average
+from wiseft_dist.weights.records import Extent, TensorRecord, Weights, stored_record
+from wiseft_dist.weights.torch_archive import StoredTensor, read_archive
+from wiseft_dist.weights.zero import open_zero
+from wiseft_dist.weights.zero_files import is_zero_checkpoint
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,

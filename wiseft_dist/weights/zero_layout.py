@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.torch_archive import StoredTensor
-from wiseft_dist.merge.weights import Extent, TensorRecord
-from wiseft_dist.merge.zero_files import ZeroFiles
+from wiseft_dist.weights.records import Extent, TensorRecord
+from wiseft_dist.weights.torch_archive import StoredTensor
+from wiseft_dist.weights.zero_files import ZeroFiles
 
 Shape = tuple[int, ...]
 

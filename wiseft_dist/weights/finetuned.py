@@ -13,8 +13,8 @@ from wiseft_dist.models.files import HEAD_FILE
 from wiseft_dist.run import Run, commit_digest, is_committed, read_commit
 
 if TYPE_CHECKING:
-    from wiseft_dist.merge.pairing import Pair
-    from wiseft_dist.merge.weights import Weights
+    from wiseft_dist.weights.pairing import Pair
+    from wiseft_dist.weights.records import Weights
 
 
 def is_finetuned(config: RunConfig, run: Run) -> bool:
@@ -44,8 +44,8 @@ def open_finetuned(config: RunConfig, run: Run) -> Weights:
         UserError: if the checkpoint cannot be read.
         RunError: if fine-tuning has not finished.
     """
-    from wiseft_dist.merge.sources import open_safetensors, open_weights
-    from wiseft_dist.merge.weights import Weights
+    from wiseft_dist.weights.records import Weights
+    from wiseft_dist.weights.sources import open_safetensors, open_weights
 
     weights = open_weights(run.finished_checkpoint(), average=config.finetune.ema is not None)
     if not _has_own_head(config):
@@ -61,8 +61,8 @@ def open_pair(config: RunConfig, run: Run) -> Iterator[Pair]:
         UserError: if they do not fit together.
         RunError: if fine-tuning has not finished.
     """
-    from wiseft_dist.merge.pairing import pair
-    from wiseft_dist.merge.sources import open_weights
+    from wiseft_dist.weights.pairing import pair
+    from wiseft_dist.weights.sources import open_weights
 
     trained = set(read_commit(run.finished_checkpoint())["trained"])
     with open_weights(run.zero_shot) as zero_shot, open_finetuned(config, run) as finetuned:
