@@ -30,8 +30,10 @@ def main(zero_shot: str, settings: str) -> None:
     import torch
 
     from wiseft_dist.config import FinetuneConfig
+    from wiseft_dist.data.batch import stack_targets
     from wiseft_dist.finetune.recipes import make_recipe
     from wiseft_dist.models.clip import preprocess_of, read_config, tokenizer_of
+    from wiseft_dist.models.short_texts import without_padding
 
     case, folder = Case(**json.loads(settings)), Path(zero_shot)
     device, config = torch.device(case.device), read_config(folder)
@@ -44,7 +46,8 @@ def main(zero_shot: str, settings: str) -> None:
     size = preprocess_of(config).size
     images = torch.randn(case.global_batch_size, 3, size, size, device=device)
     captions = [f"a photo of a number {index}." for index in range(case.global_batch_size)]
-    tokens = tokenizer_of(config)(captions).to(device)
+    rows = tokenizer_of(config)(captions).numpy()
+    tokens = stack_targets([without_padding(row) for row in rows]).to(device)
     seconds = []
     for _ in range(case.windows):
         started = time.perf_counter()

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from wiseft_dist import storage
 from wiseft_dist.config.section import Fraction, Precision, Section
 
 RecipeName = Literal["end_to_end", "linear_head", "lp_ft", "flyp", "l2_sp", "contrastive"]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _local(folder: str) -> str:
+    if storage.is_remote(folder):
+        raise ValueError("features are read from a file system: give a local folder that all nodes share")
+    return storage.absolute(folder)
 
 
 class OptimizerConfig(Section):
@@ -141,6 +157,12 @@ class HeadConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning-rate schedule."""
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, optimizer: object) -> object:
+        """One setting that is given must not bring back the others' defaults of ``finetune.optimizer``."""
+        return {"lr": 1e-3, "weight_decay": 0.0} | optimizer if isinstance(optimizer, dict) else optimizer
+
 
 class FinetuneConfig(Section):
     """One fine-tuning: objective, batch, optimizer, engine."""
@@ -195,7 +217,7 @@ class FinetuneConfig(Section):
     peak_tflops: PositiveFloat | None = None
     """The device's peak in 10^12 operations a second, for model FLOPs utilisation. Left out: looked up by its name."""
 
-    features: str | None = None
+    features: Annotated[str, AfterValidator(_local)] | None = None
     """``linear_head``, ``lp_ft``: a folder for features that several runs share. Left out: in the run."""
 
     optimizer: OptimizerConfig = OptimizerConfig()

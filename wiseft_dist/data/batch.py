@@ -33,7 +33,7 @@ class Batch:
     images: torch.Tensor
     """uint8 ``[batch, height, width, 3]``; or their features, fp32 ``[batch, embedding]``."""
     targets: torch.Tensor
-    """int64 ``[batch]`` (labels) or ``[batch, context]`` (tokens)."""
+    """int64 ``[batch]`` (labels) or ``[batch, width]`` (tokens)."""
     keys: tuple[str, ...]
     positions: np.ndarray
     """Where each sample stands: in the endless training stream, or in the test set; int64 ``[batch]``."""
@@ -100,8 +100,13 @@ def caption(sample: Sample) -> str:
 
 
 def stack_targets(targets: Sequence[Any]) -> torch.Tensor:
-    """Labels or tokens as one int64 tensor."""
-    return torch.from_numpy(np.stack([np.asarray(target, dtype=np.int64) for target in targets]))
+    """Labels, or tokens of different lengths, as one int64 tensor; zeros fill the shorter ones up."""
+    if np.ndim(targets[0]) == 0:
+        return torch.tensor(targets, dtype=torch.int64)
+    stacked = np.zeros((len(targets), max(map(len, targets))), dtype=np.int64)
+    for row, tokens in zip(stacked, targets, strict=True):
+        row[: len(tokens)] = tokens
+    return torch.from_numpy(stacked)
 
 
 def weave(parts: Sequence[Batch], *, pin_memory: bool) -> Batch:
@@ -132,10 +137,17 @@ def weave(parts: Sequence[Batch], *, pin_memory: bool) -> Batch:
 
 
 def _placed(tensors: Sequence[torch.Tensor], place: np.ndarray, pin_memory: bool) -> torch.Tensor:
-    """The rows of all tensors, row ``i`` of their concatenation at ``place[i]``; each byte is copied once."""
-    woven = torch.empty((len(place), *tensors[0].shape[1:]), dtype=tensors[0].dtype, pin_memory=pin_memory)
+    """The rows of all tensors, row ``i`` of their concatenation at ``place[i]``; each byte is copied once.
+
+    Tokens of different lengths are filled up with zeros.
+    """
+    shape = (len(place), *np.max([tensor.shape[1:] for tensor in tensors], axis=0).astype(int).tolist())
+    is_ragged = any(tensor.shape[1:] != shape[1:] for tensor in tensors)
+    make = torch.zeros if is_ragged else torch.empty
+    woven = make(shape, dtype=tensors[0].dtype, pin_memory=pin_memory)
     start = 0
     for tensor in tensors:
-        woven.numpy()[place[start : start + len(tensor)]] = tensor.numpy()  # whole rows; torch copies single bytes
+        rows = woven.numpy()[:, : tensor.shape[1]] if is_ragged else woven.numpy()
+        rows[place[start : start + len(tensor)]] = tensor.numpy()  # whole rows; torch copies single bytes
         start += len(tensor)
     return woven

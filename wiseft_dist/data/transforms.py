@@ -149,9 +149,9 @@ class TrainingTransform:
 
 def normalize(pixels: torch.Tensor, preprocess: Preprocess, dtype: torch.dtype) -> torch.Tensor:
     """Uint8 ``[batch, height, width, 3]`` to normalised ``[batch, 3, height, width]`` on the same device."""
-    mean = torch.tensor(preprocess.mean, device=pixels.device)
-    std = torch.tensor(preprocess.std, device=pixels.device)
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous().to(dtype)
+    mean, std = (torch.tensor(each, device=pixels.device).view(3, 1, 1) for each in (preprocess.mean, preprocess.std))
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return images.div_(255).sub_(mean).div_(std).to(dtype)
 
 
 def shortest_side(height: int, width: int, size: int) -> tuple[int, int]:

@@ -26,6 +26,8 @@ from wiseft_dist.run import read_commit
 
 BLOCK_NAME = re.compile(r"(?:resblocks|blocks)\.\d+$")
 """Blocks of a transformer's tower, in open_clip and timm: alike, so that they share one compiled code."""
+MIN_BUCKET, MAX_BUCKET = 10**6, 5 * 10**7
+"""Elements that are sent, or fetched, at a time: fewer wait for the network, more take memory."""
 AUTOCAST_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -76,7 +78,9 @@ class Engine:
             self._engine: Any = deepspeed.initialize(
                 model=module.to(device),
                 optimizer=self._optimizer,
-                config=_deepspeed_config(config, device, micro_batch_size, accumulation_steps),
+                config=_deepspeed_config(
+                    config, device, micro_batch_size, accumulation_steps, num_parameters=_count(module)
+                ),
             )[0]
         except ValueError as error:
             if "not supported" not in str(error):
@@ -226,11 +230,20 @@ def _prepare(module: nn.Module, config: FinetuneConfig) -> None:
             block.compile(dynamic=False)
 
 
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def _deepspeed_config(
-    config: FinetuneConfig, device: torch.device, micro_batch_size: int, accumulation_steps: int
+    config: FinetuneConfig, device: torch.device, micro_batch_size: int, accumulation_steps: int, *, num_parameters: int
 ) -> dict[str, Any]:
     stage, low = config.zero_stage, config.precision != "fp32"
     zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # DeepSpeed's own sizes are for language models: no CLIP would ever give a fetched parameter back.
+        bucket = min(MAX_BUCKET, max(MIN_BUCKET, num_parameters // 16))
+        zero |= {"reduce_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket}
+        zero |= {"stage3_max_live_parameters": 2 * bucket, "stage3_max_reuse_distance": 2 * bucket}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return {

@@ -27,6 +27,7 @@ from wiseft_dist.finetune.validation import ValidationTimes, Validator
 from wiseft_dist.finetune.watchdog import Watchdog
 from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
+from wiseft_dist.models.short_texts import WIDTH_STEP, reads_short_texts
 from wiseft_dist.run import Run, commit_digest, identity
 from wiseft_dist.tracking import Tracker
 
@@ -157,5 +158,6 @@ def _stand_ins(recipe: Recipe, zero_shot: Path) -> list[Tensor]:
     images = torch.empty(1, 3, size, size, device="meta")
     if recipe.trains_head:
         return [images]
-    length = config["model_cfg"].get("text_cfg", {}).get("context_length", CONTEXT_LENGTH)
+    context = config["model_cfg"].get("text_cfg", {}).get("context_length", CONTEXT_LENGTH)
+    length = min(context, WIDTH_STEP) if reads_short_texts(config) else context  # the least that a text costs
     return [images, torch.zeros(1, length, dtype=torch.int64, device="meta")]

@@ -12,23 +12,28 @@ from torch.nn import functional
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.classifier import read_clip
+from wiseft_dist.models.short_texts import let_texts_be_short
 
 MAX_LOGIT_SCALE = 100.0
 
 
 def both_towers(zero_shot: Path, recipe: str) -> nn.Module:
-    """The whole open_clip model. Its logit scale gets one dimension: DeepSpeed 0.19 cannot shard a parameter of none.
+    """The whole open_clip model, which reads texts without their padding where it can.
+
+    Its logit scale gets one dimension: DeepSpeed 0.19 cannot shard a parameter of none.
 
     Raises:
         UserError: if the model was made for another loss.
     """
-    model: Any = read_clip(zero_shot).model
+    clip = read_clip(zero_shot)
+    model: Any = clip.model
     if getattr(model, "logit_bias", None) is not None:
         raise UserError(
             "model.architecture: a model with a logit_bias is trained with SigLIP's sigmoid loss, "
             f"finetune.recipe={recipe} is CLIP's softmax loss: choose an architecture without one."
         )
     model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
+    let_texts_be_short(model, clip.config)
     return model  # type: ignore[no-any-return]
 
 

@@ -31,7 +31,7 @@ class Contrastive:
         return both_towers(zero_shot, "contrastive")
 
     def target(self, zero_shot: Path) -> Target:
-        """Tokens of the caption, int64 ``[context]``."""
+        """Tokens of the caption."""
         return CaptionTokens(zero_shot)
 
     def loss(self, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wiseft_dist.data.batch import ClassLabel, Target
+from wiseft_dist.data.batch import ClassLabel, Target, stack_targets
 from wiseft_dist.finetune.recipes import Forward, Pull, Scorer
 from wiseft_dist.finetune.recipes.classification import score_logits
 from wiseft_dist.finetune.recipes.clip_loss import both_towers, clip_loss
@@ -41,7 +40,7 @@ class Flyp:
         return both_towers(zero_shot, "flyp")
 
     def target(self, zero_shot: Path) -> Target:
-        """Tokens of a random template around the class name, int64 ``[context]``."""
+        """Tokens of a random template around the class name."""
         vocabulary = read_vocabulary(zero_shot)
         return PromptTokens(zero_shot, len(vocabulary.classnames), len(vocabulary.templates))
 
@@ -86,7 +85,7 @@ def _head_weight(forward: Forward, zero_shot: Path, device: torch.device) -> Ten
     vocabulary = read_vocabulary(zero_shot)
     num_classes, num_templates = len(vocabulary.classnames), min(SCORED_TEMPLATES, len(vocabulary.templates))
     prompts = [(label, template) for label in range(num_classes) for template in range(num_templates)]
-    tokens = torch.from_numpy(np.stack([prompt_tokens(zero_shot, *prompt) for prompt in prompts])).to(device)
+    tokens = stack_targets([prompt_tokens(zero_shot, *prompt) for prompt in prompts]).to(device)
     features = []
     for start in range(0, len(tokens), TEXTS_PER_PASS):
         _, encoded, scale = forward(None, tokens[start : start + TEXTS_PER_PASS])

@@ -14,6 +14,7 @@ from wiseft_dist.data.shards import Sample
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import read_config, tokenizer_of
+from wiseft_dist.models.short_texts import reads_short_texts, without_padding
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class CaptionTokens:
     zero_shot: Path
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Any:
-        """Tokens int64 ``[context]``."""
+        """Tokens int64 ``[width]``, without padding where the text tower can do without it."""
         return _caption_tokens(self.zero_shot, caption(sample))
 
 
@@ -36,14 +37,14 @@ class PromptTokens:
     num_templates: int
 
     def __call__(self, sample: Sample, random: np.random.Generator) -> Any:
-        """Tokens int64 ``[context]``."""
+        """Tokens int64 ``[width]``, without padding where the text tower can do without it."""
         label = ClassLabel(self.num_classes)(sample, random)
         return prompt_tokens(self.zero_shot, label, int(random.integers(self.num_templates)))
 
 
 @cache
 def prompt_tokens(zero_shot: Path, label: int, template: int) -> Any:
-    """Tokens int64 ``[context]`` of one class in one template; there are no more than classes times templates."""
+    """Tokens of one class in one template; there are no more than classes times templates."""
     vocabulary = _vocabulary(zero_shot)
     return _tokens(zero_shot, vocabulary.templates[template].replace("{c}", vocabulary.classnames[label]))
 
@@ -55,7 +56,13 @@ def _caption_tokens(zero_shot: Path, text: str) -> Any:
 
 
 def _tokens(zero_shot: Path, text: str) -> Any:
-    return _tokenizer(zero_shot)([text])[0].numpy()
+    tokens = _tokenizer(zero_shot)([text])[0].numpy()
+    return without_padding(tokens) if _may_be_short(zero_shot) else tokens
+
+
+@lru_cache(maxsize=1)
+def _may_be_short(zero_shot: Path) -> bool:
+    return reads_short_texts(read_config(zero_shot))
 
 
 @lru_cache(maxsize=1)
