@@ -37,7 +37,7 @@ class Case:
     save: bool = False
     pull: str | None = None
     poison: int | None = None
-    """The step whose loss is not finite on the last rank."""
+    """The step whose loss is not finite on the last rank; -1: every step."""
 
     @property
     def config(self) -> FinetuneConfig:
@@ -45,6 +45,8 @@ class Case:
         return FinetuneConfig.model_validate(self.settings | {"optimizer": optimizer})
 
     def pull_on(self, name: str) -> Pull | None:
+        if self.pull == "tiny":  # makes a group of five elements, which four ranks cannot share
+            return PULLS["shrink"] if name == "5.bias" else None
         return None if self.pull is None or name.startswith("0.") else PULLS[self.pull]
 
 
@@ -113,7 +115,13 @@ def _run(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, Any]
         losses.append(_step(engine, case, step, rank, world_size))
         norms.append(engine.gradient_norm())
         skipped.append(engine.skipped)
-    found |= {"losses": losses, "norms": norms, "skipped": skipped, "loss_scale": engine.loss_scale}
+    found |= {
+        "scaler": engine.record()["gradient_scaler"],
+        "losses": losses,
+        "norms": norms,
+        "skipped": skipped,
+        "loss_scale": engine.loss_scale,
+    }
     found |= {"state": gathered_state(engine), "updates": engine.num_updates}
     inputs = torch.ones(2, 37, dtype=engine.dtype)
     with engine.evaluating(average=case.config.ema is not None):
@@ -139,7 +147,7 @@ def _step(engine: Engine, case: Case, step: int, rank: int, world_size: int) -> 
         micro = slice(index, None, case.accumulation_steps)
         logits = engine.forward(inputs[micro].to(engine.dtype)).float()
         loss = nn.functional.cross_entropy(logits, labels[micro])
-        if step == case.poison and rank == world_size - 1:
+        if case.poison in (step, -1) and rank == world_size - 1:
             loss = loss * float("nan")
         engine.backward(loss)
         engine.step(LEARNING_RATE)

@@ -127,6 +127,28 @@ def test_masters_start_at_the_zero_shot_weights_to_the_bit(tmp_path: Path, preci
             assert found["loss_scale"] == (65536.0 if precision == "fp16" else 1.0), name
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_in_16_bit_are_added_up_in_fp32(tmp_path: Path, precision: str) -> None:
+    settings = {"precision": precision, "gradient_clipping": 0}
+    for stages in ((1, 2, 3), (0,)):
+        cases = [
+            Case(f"{stage}-{steps}", settings | {"zero_stage": stage}, accumulation_steps=steps, last_step=1)
+            for stage in stages
+            for steps in (1, 8)
+        ]
+        found = run_cases(cases, tmp_path, world_size=2, fp16=precision == "fp16")
+        expected = plain(cases[0])["norms"]
+        for stage in stages:
+            assert found[f"{stage}-8"]["norms"] == pytest.approx(expected, rel=2e-3), stage
+
+
+def test_a_scale_that_finds_no_finite_gradient_leaves_steps_out_to_the_end(tmp_path: Path) -> None:
+    case = Case("fp16", {"zero_stage": 2, "precision": "fp16"}, last_step=20, poison=-1)
+    found = run_cases([case], tmp_path, world_size=2, fp16=True)["fp16"]
+    assert found["skipped"] == [True] * 20 and found["loss_scale"] == 1.0
+    assert found["norms"] == [float("inf")] * 20 and found["updates"] == 0
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, precision: str) -> None:
     for stages in ((1, 2, 3), (0,)):

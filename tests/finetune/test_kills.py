@@ -32,7 +32,9 @@ LAST_KILL = 50
 PATIENCE_SECONDS = 120
 GRACE_SECONDS = 30
 SETTINGS: dict[str, Any] = {
-    "epochs": 12,
+    "epochs": 15,  # of the 32 samples that are not held out
+    "micro_batch_size": 2,  # of the four that a rank has of a step
+    "validation": {"every_steps": 7},
     "ema": {"decay": 0.9},
     "optimizer": {"lr": 1e-3, "decay_biases_and_norms": False},
     "checkpoint": {"every_minutes": None, "every_steps": 3},
@@ -64,9 +66,10 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_bits_of_an_undistu
 ) -> None:
     shards = write_shards(tmp_path / "shards")
     settings = SETTINGS | {"zero_stage": stage}
-    undisturbed = open_run(tiny_config(tmp_path / "undisturbed", shards, processes=2, patch_dropout=0.5, **settings))
+    shared: dict[str, Any] = {"processes": 2, "patch_dropout": 0.5, "id_val_fraction": 0.2}
+    undisturbed = open_run(tiny_config(tmp_path / "undisturbed", shards, **shared, **settings))
     _run_to_the_end(undisturbed)
-    run = open_run(tiny_config(tmp_path / "killed", shards, processes=2, patch_dropout=0.5, **settings))
+    run = open_run(tiny_config(tmp_path / "killed", shards, **shared, **settings))
     for kill in random_kills(stage):
         found_saving = _start_and_kill(run, kill)
         print(f"ZeRO {stage}: {kill}{', while it saved' if found_saving else ''}", flush=True)
@@ -76,8 +79,9 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_bits_of_an_undistu
     sessions = [event["step"] for event in read_events(run) if event["event"] == "started"]
     print(f"ZeRO {stage}: {KILLS} kills, sessions from steps {sessions}", flush=True)
     assert len(sessions) == KILLS + 1 and sessions == sorted(sessions)
-    for name in ("loss", "gradient_norm", "lr"):
+    for name in ("loss", "gradient_norm", "lr", "id_val/top1", "id_val/loss"):
         assert metrics(run, name) == metrics(undisturbed, name)
+    assert list(metrics(run, "id_val/top1")) == [*range(7, STEPS, 7), STEPS]
     assert list(metrics(run, "loss")) == list(range(1, STEPS + 1))
     found, expected = training_state(run), training_state(undisturbed)
     assert found.keys() == expected.keys()

@@ -55,6 +55,7 @@ def tiny_config(
     patch_dropout: float = 0.0,
     architecture: str | None = None,
     augment: dict[str, Any] | None = None,
+    id_val_fraction: float = 0.0,
     **finetune: Any,
 ) -> RunConfig:
     """A run in ``folder``; ``finetune`` changes settings of that section."""
@@ -73,7 +74,8 @@ def tiny_config(
             "output": str(folder),
             "seed": 3,
             "model": {"architecture": architecture or str(model)},
-            "data": {"train": str(shards), "id_val_fraction": 0.0, "lanes": 4, "workers": 0, "augment": augment or {}},
+            "data": {"train": str(shards), "lanes": 4, "workers": 0, "augment": augment or {}}
+            | {"id_val_fraction": id_val_fraction},
             "finetune": defaults | finetune,
             "wandb": {"mode": "disabled"},
             "launch": {"finetune": {"tasks_per_node": processes}},

@@ -188,13 +188,14 @@ class Checkpointer:
         """Keep the last few and the best. A failed delete is reported, and training goes on."""
         folders = committed_checkpoints(self._run)
         kept = {*folders[-self._config.keep_last :], *self._best_of(folders)[-1:]}
-        for folder in folders:
-            if folder in kept:
-                continue
-            try:
-                shutil.rmtree(folder)
-            except OSError as error:
-                logger.warning("%s: an old checkpoint could not be deleted: %s", folder, error)
+        try:
+            for folder in folders:
+                if folder not in kept:
+                    folder.rename(folder.with_name(f".deleting_{folder.name}"))
+            for doomed in self._run.checkpoints.glob(".deleting_*"):  # also what an earlier attempt left
+                shutil.rmtree(doomed)
+        except OSError as error:
+            logger.warning("an old checkpoint could not be deleted: %s", error)
 
     def _best_score(self) -> float | None:
         best = self._best_of(committed_checkpoints(self._run))

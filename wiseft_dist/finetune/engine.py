@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.finetune.fragments import Fragment, fragments, refresh
+from wiseft_dist.finetune.fragments import Fragment, flats, fragments, refresh
 from wiseft_dist.finetune.groups import parameter_groups
 from wiseft_dist.finetune.optimizer import EMA_KEY, average_weight, make_optimizer
 from wiseft_dist.finetune.recipes import Pull
@@ -63,7 +64,7 @@ class Engine:
         deepspeed = _import_deepspeed(device)
         self.device = device
         self.parameter_names = list(module.state_dict())
-        self._stage, self._ema = config.zero_stage, config.ema
+        self._stage, self._ema = _stage_of(config, accumulation_steps), config.ema
         low = config.precision != "fp32"
         self.dtype = torch.float32 if config.zero_stage == 0 else DTYPES[config.precision]
         _prepare(module, config)
@@ -89,12 +90,17 @@ class Engine:
                 f"finetune.precision is {config.precision}, which this device cannot compute in."
             ) from error
         self._engine.train()
+        if self._stage == 0 and dist.get_world_size() == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy every gradient twice, to nobody
         for fragment in self.fragments() if start else ():
             fragment.master.copy_(fragment.cut(start[fragment.name]))
         pulls = {name: group.pull for group in groups for name in group.names}
         self._optimizer.remember_start(
             {piece.flat for piece in self.fragments() if (found := pulls[piece.name]) and found.towards_start}
         )
+        saved = module.state_dict().keys()
+        self._statistics = [b for name, b in module.named_buffers() if name in saved and b.is_floating_point()]
+        self._let_loss_scale_reach_its_end()
         self.skipped = False
         """Whether the last update was left out, on all ranks alike, because its gradient was not finite."""
         self.num_updates = 0
@@ -125,14 +131,15 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Global norm of the last step's gradient before clipping. Reading it waits for the device."""
+        if self.skipped:
+            return math.inf
         norm = self._optimizer.norm if self._stage == 0 else self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
     @property
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless the precision is fp16."""
-        scaler = self._engine.torch_autocast_z0_gradscaler
-        return float(scaler.get_scale() if scaler else getattr(self._engine.optimizer, "loss_scale", 1.0))
+        return float(self._scaler.get_scale() if self._scaler else getattr(self._engine.optimizer, "loss_scale", 1.0))
 
     @contextmanager
     def evaluating(self, *, average: bool = False) -> Iterator[None]:
@@ -143,6 +150,8 @@ class Engine:
         with ExitStack() as stack:
             if average:
                 stack.enter_context(self._averaged())
+            for statistic in self._statistics:  # of batch norms: each rank has its own, and theta_1 has rank 0's
+                dist.broadcast(statistic, src=0)
             self._engine.eval()
             stack.callback(self._engine.train)
             stack.enter_context(torch.no_grad())
@@ -158,6 +167,7 @@ class Engine:
             "world_size": dist.get_world_size(),
             "updates": self.num_updates,
             "loss_scale": self.loss_scale,
+            "gradient_scaler": self._scaler.state_dict() if self._scaler else None,
             "ema": self._ema.model_dump() | {"updates": self.num_updates} if self._ema else None,
         }
 
@@ -177,23 +187,30 @@ class Engine:
             path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
             assert path is not None, folder  # its files were checked before
         else:
-            load_resharded(folder, self.fragments(), self._engine.module, groups=record["groups"])
+            masters = flats(self._engine, self._stage)
+            load_resharded(folder, self.fragments(), masters, self._engine.module, groups=record["groups"])
             refresh(self._engine, self._stage)
-            self._set_loss_scale(record["loss_scale"])
-        if self._engine.torch_autocast_z0_gradscaler:
-            self._set_loss_scale(record["loss_scale"])
+            if self.dtype == torch.float16:
+                self._engine.optimizer.loss_scaler.cur_scale = record["loss_scale"]
+        if self._scaler and record["gradient_scaler"]:
+            self._scaler.load_state_dict(record["gradient_scaler"])
+        self._let_loss_scale_reach_its_end()
         self.num_updates = record["updates"]
+
+    @property
+    def _scaler(self) -> Any:
+        """What scales the loss at stage 0 in fp16; DeepSpeed has others for the other stages."""
+        return self._engine.torch_autocast_z0_gradscaler
+
+    def _let_loss_scale_reach_its_end(self) -> None:
+        """A gradient that no scale makes finite is answered with the step and its samples, not by DeepSpeed."""
+        scaler: Any = getattr(self._engine.optimizer, "loss_scaler", None)
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            scaler.raise_error_at_min_scale = False
 
     def fragments(self) -> list[Fragment]:
         """Where this rank's masters and optimizer state lie."""
         return fragments(self._engine, self._stage)
-
-    def _set_loss_scale(self, scale: float) -> None:
-        scaler = self._engine.torch_autocast_z0_gradscaler
-        if scaler:
-            scaler.load_state_dict(scaler.state_dict() | {"scale": scale})
-        elif self.dtype == torch.float16:
-            self._engine.optimizer.loss_scaler.cur_scale = scale
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -216,18 +233,24 @@ def _prepare(module: nn.Module, config: FinetuneConfig) -> None:
     """Activation checkpointing and compilation, set on the module in place: parameters keep their names."""
     if config.activation_checkpointing:
         towers: list[Any] = [each for each in module.modules() if hasattr(each, "set_grad_checkpointing")]
-        if not towers:
+        for tower in towers:
+            tower.set_grad_checkpointing(True)
+        if not any(getattr(each, "grad_checkpointing", False) for each in module.modules()):
             raise UserError(
                 "finetune.activation_checkpointing: this model has no tower that can do it; set it to false."
             )
-        for tower in towers:
-            tower.set_grad_checkpointing(True)
     if config.compile:
         blocks = [block for name, block in module.named_modules() if BLOCK_NAME.search(name)]
         if not blocks:
             raise UserError("finetune.compile: this model has no transformer blocks to compile; set it to false.")
         for block in blocks:
             block.compile(dynamic=False)
+
+
+def _stage_of(config: FinetuneConfig, accumulation_steps: int) -> int:
+    """The stage that DeepSpeed is told: its stage 1 adds up bf16 gradients in bf16, its stage 2 does so in fp32."""
+    adds_up_in_bf16 = config.precision == "bf16" and accumulation_steps > 1 and not config.offload_optimizer
+    return 2 if config.zero_stage == 1 and adds_up_in_bf16 else config.zero_stage
 
 
 def _count(module: nn.Module) -> int:
@@ -237,12 +260,15 @@ def _count(module: nn.Module) -> int:
 def _deepspeed_config(
     config: FinetuneConfig, device: torch.device, micro_batch_size: int, accumulation_steps: int, *, num_parameters: int
 ) -> dict[str, Any]:
-    stage, low = config.zero_stage, config.precision != "fp32"
+    stage, low = _stage_of(config, accumulation_steps), config.precision != "fp32"
     zero: dict[str, Any] = {"stage": stage}
+    if stage:
+        # DeepSpeed's own sizes are for language models: 2 GB of buffer, and at stage 3 no CLIP would ever give a
+        # fetched parameter back.
+        bucket = min(MAX_BUCKET, max(MIN_BUCKET, num_parameters // 16 if stage == 3 else num_parameters))
+        zero["reduce_bucket_size"] = bucket
     if stage == 3:
-        # DeepSpeed's own sizes are for language models: no CLIP would ever give a fetched parameter back.
-        bucket = min(MAX_BUCKET, max(MIN_BUCKET, num_parameters // 16))
-        zero |= {"reduce_bucket_size": bucket, "stage3_prefetch_bucket_size": bucket}
+        zero |= {"stage3_prefetch_bucket_size": bucket}
         zero |= {"stage3_max_live_parameters": 2 * bucket, "stage3_max_reuse_distance": 2 * bucket}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
@@ -257,6 +283,7 @@ def _deepspeed_config(
             "enabled": low and stage == 0,
             "dtype": str(DTYPES[config.precision]).removeprefix("torch."),
         },
+        "data_types": {"grad_accum_dtype": "fp32" if low and stage and accumulation_steps > 1 else None},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as good on a host, and needs no compiler
         "steps_per_print": 2**31,

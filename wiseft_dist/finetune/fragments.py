@@ -84,6 +84,14 @@ def _place(zero: Any, stage: int, parameter: Any) -> tuple[int, int, Tensor, int
     return address.start, address.numel, flat, mapping.hp_fragment_address.start
 
 
+def flats(engine: Any, stage: int) -> list[Tensor]:
+    """Every vector of masters that this rank's optimizer updates, also those that hold nothing but padding."""
+    if stage == 0:
+        return [parameter for _, parameter in _trained(engine.module)]
+    found = engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else None
+    return list(engine.optimizer.single_partition_of_fp32_groups if found is None else found)
+
+
 def refresh(engine: Any, stage: int) -> None:
     """Make the module's weights those of the masters. All ranks call it."""
     if stage in (1, 2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import Account
 from wiseft_dist.distributed import Agreement, Ranks
+from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.bad_steps import BadSteps
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
@@ -88,7 +90,7 @@ class Loop:
                 told, asked = agreement.exchange(stop.told, self.checkpointer.asks_by_clock())
                 if self._is_last(finished) or finished % self.config.log_every == 0:
                     values = self._log(finished)
-                    bar.update(completed=finished, note=f"loss {values['loss']:.3f}")
+                    bar.update(completed=finished, note=f"loss {values.get('loss', math.nan):.3f}")
                 metrics = self._validate(finished)
                 self._save(finished, metrics, asked=bool(told or asked))
                 if told:
@@ -170,6 +172,12 @@ class Loop:
             learning_rate=self._learning_rate(finished - 1),
             gradient_norm=self.engine.gradient_norm(),
         )
+        if not math.isfinite(values.get("loss", 0.0)):  # though all gradients were: rare, and no reason to go on
+            raise RunError(
+                f"the mean loss up to step {finished} is {values['loss']}. The last good checkpoint is "
+                f"{self.checkpointer.newest}: look at the samples, or start a new run with a lower "
+                "finetune.optimizer.lr."
+            )
         if self.tracker is not None:
             self.tracker.metrics(values, step=finished)
         return values

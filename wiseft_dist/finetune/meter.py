@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,7 +101,8 @@ class Meter:
             gradient_norm: Of the last step, before clipping.
 
         Returns:
-            ``loss``: mean over ranks and over what :meth:`add` counted. ``lr``, ``gradient_norm``.
+            ``loss``: mean over ranks and over what :meth:`add` counted; left out where it counted nothing. ``lr``,
+            ``gradient_norm``.
             ``samples_per_second``, ``samples_per_second_per_device``. ``mfu_percent``: model operations against the
             device's peak, where both are known. ``data_wait_percent``: of the rank that waited longest, which the
             others wait for. ``memory_gb``: the most that any rank has held so far, allocated on its GPU or resident
@@ -113,8 +113,8 @@ class Meter:
         rate = steps * self._global_batch_size / seconds
         self._session["data"] += waits
         self._step = step
-        values = {
-            "loss": loss / self._num_losses if self._num_losses else math.nan,
+        values = {"loss": loss / self._num_losses} if self._num_losses else {}
+        values |= {
             "lr": learning_rate,
             "gradient_norm": gradient_norm,
             "samples_per_second": rate,

@@ -12,37 +12,41 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wiseft_dist.finetune.fragments import Fragment
+from wiseft_dist.weights.sources import open_weights
+from wiseft_dist.weights.zero import open_zero_states
 
 
 @torch.no_grad()
 def load_resharded(
-    folder: Path, fragments: Sequence[Fragment], module: nn.Module, *, groups: Sequence[Sequence[str]]
+    folder: Path,
+    fragments: Sequence[Fragment],
+    flats: Sequence[Tensor],
+    module: nn.Module,
+    *,
+    groups: Sequence[Sequence[str]],
 ) -> None:
     """Fill this rank's masters and optimizer state, and the module's buffers, from shards that others have written.
 
     Args:
         folder: DeepSpeed's files of one saved step.
         fragments: Where this rank's elements go.
-        module: Whose buffers are loaded; they are alike on all ranks.
+        flats: All vectors that its optimizer updates.
+        module: Whose buffers are loaded.
         groups: Names of the parameters in each of the saving optimizer's groups.
     """
-    from wiseft_dist.weights.sources import open_weights
-    from wiseft_dist.weights.zero import open_zero_states
-
     states = open_zero_states(folder, groups=groups)
+    state_of = fragments[0].optimizer.state
     with ExitStack() as stack:
         tensors = {key: stack.enter_context(weights) for key, weights in states.tensors.items()}
         masters = tensors.pop("fp32")
+        for flat in flats:
+            state_of[flat] |= {key: torch.zeros_like(flat) for key in tensors}
+            if states.step is not None:
+                state_of[flat]["step"] = torch.tensor(float(states.step), device=flat.device)
         for fragment in fragments:
-            state = fragment.optimizer.state[fragment.flat]
-            if states.step is not None and "step" not in state:
-                state["step"] = torch.tensor(float(states.step), device=fragment.flat.device)
-            for key in tensors:
-                if key not in state:
-                    state[key] = torch.zeros_like(fragment.flat)
             end = fragment.start + fragment.numel
             fragment.master.copy_(masters.read(fragment.name, fragment.start, end))
             for key, view in fragment.state.items():
