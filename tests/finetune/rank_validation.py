@@ -25,7 +25,7 @@ from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normal
 from wiseft_dist.distributed import Ranks
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.engine import Engine
-from wiseft_dist.finetune.feature_stream import FeatureStream
+from wiseft_dist.finetune.features.stream import FeatureStream
 from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.validation import HeldOutStream, ValidationTimes, Validator
 from wiseft_dist.models.clip import preprocess_of, read_config

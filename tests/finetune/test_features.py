@@ -26,8 +26,8 @@ from wiseft_dist.data.receipt import Account
 from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.transforms import evaluation_transform, normalize
 from wiseft_dist.errors import RunError
-from wiseft_dist.finetune.feature_stream import FeatureStream
-from wiseft_dist.finetune.features import FeatureSource
+from wiseft_dist.finetune.features.compute import FeatureSource
+from wiseft_dist.finetune.features.stream import FeatureStream
 from wiseft_dist.models.classifier import read_classifier
 
 NOT_KILLED = 10 * NUM_SAMPLES

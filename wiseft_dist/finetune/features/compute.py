@@ -18,7 +18,7 @@ from wiseft_dist.data.receipt import BadSample, refuse_more
 from wiseft_dist.data.shards import Cache
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize
 from wiseft_dist.distributed import Ranks, together
-from wiseft_dist.finetune.feature_chunk import (
+from wiseft_dist.finetune.features.chunk import (
     FeatureChunk,
     decode_keys,
     encode_keys,

@@ -14,7 +14,7 @@ from wiseft_dist.data.evaluation import piece
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.errors import RunError
-from wiseft_dist.finetune.features import Features
+from wiseft_dist.finetune.features.compute import Features
 
 
 @dataclass(frozen=True)
