@@ -38,6 +38,8 @@ class Case:
     pull: str | None = None
     poison: int | None = None
     """The step whose loss is not finite on the last rank; -1: every step."""
+    batch_norm: bool = False
+    """A normalisation that keeps statistics, in place of the one that keeps none."""
 
     @property
     def config(self) -> FinetuneConfig:
@@ -50,7 +52,7 @@ class Case:
         return None if self.pull is None or name.startswith("0.") else PULLS[self.pull]
 
 
-def make_module() -> nn.Module:
+def make_module() -> nn.Sequential:
     """147,700 parameters in the largest: ZeRO-3 keeps those below 100,000 whole. Odd sizes: shards need padding."""
     torch.manual_seed(0)
     return nn.Sequential(
@@ -99,6 +101,8 @@ def _on_rank(rank: int, world_size: int, port: int, cases: list[Case], folder: s
 
 def _run(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     module = make_module()
+    if case.batch_norm:
+        module[2] = nn.BatchNorm1d(211)
     engine = Engine(
         module,
         case.config,
@@ -126,6 +130,8 @@ def _run(case: Case, rank: int, world_size: int, folder: Path) -> dict[str, Any]
     inputs = torch.ones(2, 37, dtype=engine.dtype)
     with engine.evaluating(average=case.config.ema is not None):
         found["evaluated"] = engine.forward(inputs).float()
+        found["statistics"] = [None] * world_size
+        dist.all_gather_object(found["statistics"], dict(module.named_buffers()))
     found["after_evaluation"] = gathered_state(engine)
     with engine.evaluating():
         found["last"] = engine.forward(inputs).float()

@@ -142,6 +142,14 @@ def test_gradients_in_16_bit_are_added_up_in_fp32(tmp_path: Path, precision: str
             assert found[f"{stage}-8"]["norms"] == pytest.approx(expected, rel=2e-3), stage
 
 
+def test_ranks_evaluate_one_model_also_where_it_keeps_statistics(tmp_path: Path) -> None:
+    cases = [Case(f"stage_{stage}", {"zero_stage": stage}, batch_norm=True) for stage in (0, 2, 3)]
+    for name, found in run_cases(cases, tmp_path, world_size=2).items():
+        first, second = found["statistics"]
+        assert torch.equal(first["2.running_mean"], second["2.running_mean"]), name
+        assert first["2.running_mean"].abs().max() > 0.01  # they moved, on different samples
+
+
 def test_a_scale_that_finds_no_finite_gradient_leaves_steps_out_to_the_end(tmp_path: Path) -> None:
     case = Case("fp16", {"zero_stage": 2, "precision": "fp16"}, last_step=20, poison=-1)
     found = run_cases([case], tmp_path, world_size=2, fp16=True)["fp16"]

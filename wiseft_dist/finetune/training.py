@@ -134,6 +134,8 @@ def _identity(config: RunConfig, run: Run, recipe: Recipe, manifest: Manifest, s
         for key, value in identity(config).items()
         if key.split(".")[0] not in ("model", "merge") and key not in ("data.train", "data.classnames")
     }
+    if recipe.inputs == "features":
+        settings["evaluate.preprocess"] = config.evaluate.preprocess
     compared = {"samples compared in a forward pass": samples_a_pass} if recipe.compares_within_batch else {}
     return settings | compared | {"model": commit_digest(run.zero_shot), "data": manifest.content_digest}
 
