@@ -38,6 +38,8 @@ class Case:
     pull: str | None = None
     poison: int | None = None
     """The step whose loss is not finite on the last rank; -1: every step."""
+    echo: float | None = None
+    """Forward passes after the first see its samples again, and their losses count only so much."""
     batch_norm: bool = False
     """A normalisation that keeps statistics, in place of the one that keeps none."""
 
@@ -150,9 +152,11 @@ def _step(engine: Engine, case: Case, step: int, rank: int, world_size: int) -> 
     inputs, labels = (part[rank::world_size] for part in batch_of(step))
     mean = torch.zeros(())
     for index in range(case.accumulation_steps):
-        micro = slice(index, None, case.accumulation_steps)
+        micro = slice(index if case.echo is None else 0, None, case.accumulation_steps)
         logits = engine.forward(inputs[micro].to(engine.dtype)).float()
         loss = nn.functional.cross_entropy(logits, labels[micro])
+        if case.echo is not None and index > 0:
+            loss = loss * case.echo
         if case.poison in (step, -1) and rank == world_size - 1:
             loss = loss * float("nan")
         engine.backward(loss)
