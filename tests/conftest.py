@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,14 @@ from tiny_run import World, make_world, wiseft
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "WISEFT_MATRIX" in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            item.add_marker(pytest.mark.skip(reason="make test-matrix"))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,14 @@ RUNS: dict[str, list[str]] = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNS)
+MATRIX = ("linear_head", "l2_sp")
+"""`lp_ft` trains a head first, and `flyp` has a moving average."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.matrix) if name in MATRIX else name for name in RUNS],
+)
 def trained(request: pytest.FixtureRequest, world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run]:
     """A whole run of a recipe."""
     recipe: str = request.param

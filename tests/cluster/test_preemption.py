@@ -88,7 +88,13 @@ def by_requeuing(cluster: Devcluster, job: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "preempt", [to_the_job, to_the_second_rank, as_in_the_grace_time_of_a_preemption, by_requeuing]
+    "preempt",
+    [
+        to_the_second_rank,
+        as_in_the_grace_time_of_a_preemption,
+        pytest.param(to_the_job, marks=pytest.mark.matrix),
+        pytest.param(by_requeuing, marks=pytest.mark.matrix),
+    ],
 )
 def test_a_preempted_job_saves_comes_back_and_does_no_step_twice(
     devcluster: Devcluster,

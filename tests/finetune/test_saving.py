@@ -42,7 +42,10 @@ def wait_for_step(run: Run, step: int, ranks: list[subprocess.Popen[str]]) -> No
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.matrix) for each in (signal.SIGTERM, signal.SIGUSR2))],
+)
 def test_a_signal_to_one_rank_saves_on_all_and_nothing_is_done_twice(tmp_path: Path, number: signal.Signals) -> None:
     settings = {"log_every": 3, "zero_stage": 1, "checkpoint": NEVER}  # a line of metrics may lie in both sessions
     run, undisturbed = Run(tmp_path / "run"), Run(tmp_path / "undisturbed")
