@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wiseft_dist.config import EmaConfig, OptimizerConfig
-from wiseft_dist.finetune.engine import _import_deepspeed
+from wiseft_dist.finetune.deepspeed_settings import import_deepspeed
 from wiseft_dist.finetune.optimizer import make_optimizer
 
 DECAY = 0.75
@@ -138,7 +138,7 @@ def write_checkpoint(folder: Path, case: str, deepspeed: Any) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    loaded = _import_deepspeed(torch.device("cpu"))
+    loaded = import_deepspeed(torch.device("cpu"))
     loaded.init_distributed("gloo")
     for each in sys.argv[2:]:
         write_checkpoint(Path(sys.argv[1]), each, loaded)
