@@ -16,6 +16,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.finetune.engine import Engine
 
 STEPS = 4
+FP16 = pytest.param("fp16", marks=pytest.mark.matrix)
 SGD = {"optimizer": {"name": "sgd", "lr": LEARNING_RATE, "weight_decay": 0.01}}
 NO_DECAY = {"optimizer": {"lr": LEARNING_RATE, "decay_biases_and_norms": False}}
 
@@ -114,7 +115,7 @@ def same_state(first: dict[str, dict[str, Tensor]], second: dict[str, dict[str, 
     )
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", FP16])
 def test_masters_start_at_the_zero_shot_weights_to_the_bit(tmp_path: Path, precision: str) -> None:
     start = dict(make_module().named_parameters())
     for stages in ((1, 2, 3), (0,)):  # autocast is global in DeepSpeed: stage 0 gets processes of its own
@@ -127,7 +128,7 @@ def test_masters_start_at_the_zero_shot_weights_to_the_bit(tmp_path: Path, preci
             assert found["loss_scale"] == (65536.0 if precision == "fp16" else 1.0), name
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", FP16])
 def test_gradients_in_16_bit_are_added_up_in_fp32(tmp_path: Path, precision: str) -> None:
     """Seven small ones after a large one would each be rounded away."""
     small = {"bf16": 1 / 300, "fp16": 1 / 3000}[precision]
@@ -159,7 +160,7 @@ def test_a_scale_that_finds_no_finite_gradient_leaves_steps_out_to_the_end(tmp_p
     assert found["norms"] == [float("inf")] * 20 and found["updates"] == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.matrix), FP16])
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, precision: str) -> None:
     for stages in ((1, 2, 3), (0,)):
         cases = [

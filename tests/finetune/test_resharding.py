@@ -88,7 +88,9 @@ def test_a_group_with_fewer_elements_than_ranks_survives_two_changes(tmp_path: P
         assert between[name]["at_start"]["5.bias"]["ema"].shape == (5,)
 
 
-@pytest.mark.parametrize("stages", [(2, 3), (0,)])  # autocast is global in DeepSpeed
+@pytest.mark.parametrize(
+    "stages", [pytest.param((2, 3), marks=pytest.mark.matrix), (0,)]
+)  # autocast is global in DeepSpeed
 def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, stages: tuple[int, ...]) -> None:
     whole = [Case(f"stage_{stage}", {"zero_stage": stage, "precision": "fp16"}, last_step=LAST) for stage in stages]
     first = [replace(case, last_step=SAVED_AT, save=True) for case in whole]
@@ -121,7 +123,7 @@ def test_another_stage_takes_over(tmp_path: Path, saved: Any, undisturbed: dict[
         assert found["losses"] == pytest.approx(undisturbed["stage_1"]["losses"][SAVED_AT:], rel=1e-4), name
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.matrix), 2, 3])
 def test_what_is_read_is_what_deepspeed_converts_to_its_universal_checkpoint(
     tmp_path: Path, saved: Any, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
