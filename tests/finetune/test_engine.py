@@ -16,7 +16,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.finetune.engine import Engine
 
 STEPS = 4
-FP16 = pytest.param("fp16", marks=pytest.mark.matrix)
+BF16, FP16 = (pytest.param(name, marks=pytest.mark.matrix) for name in ("bf16", "fp16"))
 SGD = {"optimizer": {"name": "sgd", "lr": LEARNING_RATE, "weight_decay": 0.01}}
 NO_DECAY = {"optimizer": {"lr": LEARNING_RATE, "decay_biases_and_norms": False}}
 
@@ -160,7 +160,7 @@ def test_a_scale_that_finds_no_finite_gradient_leaves_steps_out_to_the_end(tmp_p
     assert found["norms"] == [float("inf")] * 20 and found["updates"] == 0
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.matrix), FP16])
+@pytest.mark.parametrize("precision", ["fp32", BF16, FP16])
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path, precision: str) -> None:
     for stages in ((1, 2, 3), (0,)):
         cases = [
