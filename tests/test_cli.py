@@ -47,7 +47,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest_right_one(world, tmp_path):
 def test_a_batch_that_does_not_divide_is_answered_with_those_that_do(world, tmp_path):
     said = refused("run", world.config, f"output={tmp_path / 'run'}", "finetune.global_batch_size=7")
     assert "finetune.global_batch_size is 7" in said
-    assert "use 6 or 8" in said
+    assert "use finetune.global_batch_size=6 or 8" in said
     assert not (tmp_path / "run").exists()
 
 
