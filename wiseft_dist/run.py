@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,13 +171,17 @@ def identity(config: RunConfig) -> dict[str, Any]:
     return {key: _at(tree, key) for key in keys if not key.startswith(FREE)}
 
 
-def _refuse_another_run(run: Run, config: RunConfig) -> None:
-    before, now = identity(run.load_config()), identity(config)
-    differing = [
-        f"{key} is {now.get(key)!r} here and {before.get(key)!r} there"
-        for key in now | before
-        if now.get(key) != before.get(key)
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """What two identities differ in, a phrase for each setting."""
+    return [
+        f"{key} is {here.get(key)!r} here and {there.get(key)!r} there"
+        for key in {**here, **there}
+        if here.get(key) != there.get(key)
     ]
+
+
+def _refuse_another_run(run: Run, config: RunConfig) -> None:
+    differing = differences(identity(config), identity(run.load_config()))
     if differing:
         raise UserError(
             f"output: {run.path} is the directory of another run: {'; '.join(differing)}. "

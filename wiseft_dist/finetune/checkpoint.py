@@ -16,7 +16,7 @@ from wiseft_dist.config import CheckpointConfig
 from wiseft_dist.distributed import Ranks, broadcast_from_main, together
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.finetune.engine import Engine
-from wiseft_dist.run import Run, commit, committed_checkpoints, newest_checkpoint, read_commit, sha256_file
+from wiseft_dist.run import Run, commit, committed_checkpoints, differences, newest_checkpoint, read_commit, sha256_file
 from wiseft_dist.tracking import Tracker
 
 VISIBLE_SECONDS = 30.0
@@ -214,14 +214,10 @@ def _score(folder: Path) -> float | None:
 
 
 def _refuse_another(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    differing = [
-        f"{key} is {here.get(key)!r} here and {there.get(key)!r} there"
-        for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key)
-    ]
+    differing = differences(here, there)
     if differing:
         raise UserError(
-            f"{folder} was saved by another run: {'; '.join(differing)}. "
+            f"{folder} was saved by another run: {'; '.join(sorted(differing))}. "
             "Choose another output, or put back what was changed."
         )
 
