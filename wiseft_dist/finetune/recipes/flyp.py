@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from wiseft_dist.data.batch import ClassLabel, Target, stack_targets
-from wiseft_dist.finetune.recipes import Forward, Pull, Scorer
+from wiseft_dist.finetune.recipes import Forward, Scorer
 from wiseft_dist.finetune.recipes.classification import score_logits
-from wiseft_dist.finetune.recipes.clip_loss import both_towers, clip_loss
+from wiseft_dist.finetune.recipes.pairs import Pairs
 from wiseft_dist.finetune.recipes.prompts import PromptTokens, prompt_tokens
 from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import Clip, create_unweighted, read_config
@@ -23,34 +22,16 @@ SCORED_TEMPLATES = 8
 """Prompts a class in the head that held-out batches are scored with in mid-training; the final head has all."""
 
 
-class Flyp:
+class Flyp(Pairs):
     """Both towers, CLIP's loss. As in the paper, pairs of one class in a batch are negatives of each other."""
 
-    trains_head = False
+    name = "flyp"
     needs_head = True
-    inputs: Literal["images", "features"] = "images"
-    compares_within_batch = True
-
-    def module(self, zero_shot: Path) -> nn.Module:
-        """Both towers and the logit scale.
-
-        Raises:
-            UserError: if the model was made for another loss.
-        """
-        return both_towers(zero_shot, "flyp")
 
     def target(self, zero_shot: Path) -> Target:
         """Tokens of a random template around the class name."""
         vocabulary = read_vocabulary(zero_shot)
         return PromptTokens(zero_shot, len(vocabulary.classnames), len(vocabulary.templates))
-
-    def loss(self, forward: Forward, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Symmetric cross-entropy over the pairs of all ranks; of one micro batch each, where gradients accumulate."""
-        return clip_loss(*forward(inputs, targets))
-
-    def pull(self, name: str) -> Pull | None:
-        """Nothing pulls."""
-        return None
 
     def validation_target(self, zero_shot: Path) -> Target:
         """Class labels."""
