@@ -119,7 +119,7 @@ class SwiftStore:
         with (self.folder / "log" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [program, *command[1:]],
-                env=os.environ | {"SWIFT_DIR": str(self.folder / "etc")},
+                env=debian_python() | {"SWIFT_DIR": str(self.folder / "etc")},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -138,7 +138,8 @@ class SwiftStore:
                 ["rebalance"],
             ):
                 ring = shutil.which("swift-ring-builder", path=PROGRAM_FOLDERS) or "swift-ring-builder"
-                subprocess.run([ring, builder, *arguments], check=True, capture_output=True, timeout=60)
+                command = [ring, builder, *arguments]
+                subprocess.run(command, env=debian_python(), check=True, capture_output=True, timeout=60)
         ports = {"port": self.ports["proxy"], "memcached": self.ports["memcached"]}
         (etc / "proxy-server.conf").write_text(PROXY_CONF.format(**ports, page=LISTING_PAGE, **self._places()))
 
@@ -157,6 +158,11 @@ def environment(endpoint: str) -> dict[str, str]:
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": "us-east-1",
     }
+
+
+def debian_python() -> dict[str, str]:
+    """The environment without what it says to our own Python: Swift runs in Debian's."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def free_port() -> int:

@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import socket
 import sys
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -24,10 +26,11 @@ from wiseft_dist.run import Run
 
 def start_forked(run: Run, processes: int) -> list[BaseProcess]:
     """Start the stage, one process a rank; what they print goes to ``rank_N.log`` beside the run."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the server, which does not take the path from here
-    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    of_the_server = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}  # not for what else tests start
+    with mock.patch.dict(os.environ, of_the_server):
+        forkserver.ensure_running()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
