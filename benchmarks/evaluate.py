@@ -37,7 +37,7 @@ from wiseft_dist.data.transforms import evaluation_transform, normalize
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble
-from wiseft_dist.merge.methods import interpolate
+from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.models.classifier import Classifier, read_classifier, write_zero_shot
 from wiseft_dist.models.clip import create_clip, preprocess_of, read_config
 from wiseft_dist.models.zero_shot import zero_shot_head

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.finetune.recipes import make_recipe
-from wiseft_dist.merge.methods import interpolate
+from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.models.classifier import read_classifier
 
 ALPHAS = [index / 10 for index in range(11)]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge import writer
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.methods import interpolate
+from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
-from wiseft_dist.weights.pairing import pair
+from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.sources import open_weights
 
@@ -68,7 +68,7 @@ def merged(
     for folder in folders.values():
         folder.mkdir(parents=True)
     with saved(path / "zero_shot", zero_shot) as first, saved(path / "finetuned", finetuned) as second:
-        writer.write_ensembles(pair(first, second, carry=carry), folders, dtype=dtype)
+        writer.write_ensembles(match(first, [second], carry=carry), folders, dtype=dtype)
     return {
         alpha: {name: value for file in folder.iterdir() for name, value in safetensors.torch.load_file(file).items()}
         for alpha, folder in folders.items()
@@ -96,7 +96,7 @@ def test_merge_at_alpha_one_has_the_bytes_of_the_sharded_masters(
     live = checkpoint.live()
     zero_shot = {name: torch.ones_like(value) for name, value in live.items()}
     with saved(tmp_path / "zero_shot", zero_shot) as first, open_weights(checkpoint.tag) as second:
-        writer.write_ensembles(pair(first, second), {1.0: tmp_path}, dtype=torch.float32)
+        writer.write_ensembles(match(first, [second]), {1.0: tmp_path}, dtype=torch.float32)
     written = safetensors.torch.load_file(tmp_path / WEIGHTS_FILE)
     assert [name for name in live if not same_bits(written[name], live[name])] == []
 
@@ -255,7 +255,7 @@ def test_a_long_list_of_differences_is_cut(tmp_path: Path):
 
 def test_a_model_without_tensors_is_refused_even_if_all_is_carried(tmp_path: Path):
     with pytest.raises(UserError, match="no tensor in common"):
-        pair(saved(tmp_path / "zero_shot", model(0)), Weights("nothing", {}), carry=("*",))
+        match(saved(tmp_path / "zero_shot", model(0)), [Weights("nothing", {})], carry=("*",))
 
 
 def test_what_is_carried_is_the_zero_shot_models_at_every_alpha(tmp_path: Path):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ByteSize,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -63,17 +64,75 @@ class ModelConfig(Section):
     """A pretrained tag, a local file or a URL. Left out: the folder's own weights, or random ones for pre-training."""
 
 
+class LayerAlpha(Section):
+    """What alpha is for some tensors: a number of its own, or a multiple of the ensemble's."""
+
+    alpha: float | None = Field(default=None, ge=0, le=1)
+    """Whatever the ensemble's alpha is. An ensemble of alpha = 0 stays the zero-shot model."""
+
+    scale: float | None = Field(default=None, ge=0)
+    """Multiplies the ensemble's alpha; the product is cut off at 1."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.alpha is None) == (self.scale is None):
+            raise ValueError("takes either alpha or scale")
+        return self
+
+
+SINGLE_MODEL_METHODS = ("wise", "slerp")
+"""These merge theta_0 with one fine-tuned model; the others with any number."""
+
+
 class MergeConfig(Section):
-    """Which ensembles are written."""
+    """Which ensembles are written, and how."""
 
     alphas: Alphas = tuple(index / 10 for index in range(11))
     """Mixing coefficients, as a list or as ``first:last:step``."""
 
-    method: Literal["wise"] = "wise"
-    """``wise``: theta_alpha = (1 - alpha) theta_0 + alpha theta_1."""
+    method: Literal[
+        "wise", "slerp", "uniform_soup", "greedy_soup", "model_stock", "task_arithmetic", "ties", "dare", "fisher"
+    ] = "wise"
+    """``wise``: theta_alpha = (1 - alpha) theta_0 + alpha theta_1. docs/merging.md has them all."""
+
+    models: tuple[str, ...] = ()
+    """Further fine-tuned models: run directories, or anything that ``wiseft merge`` opens."""
+
+    layers: dict[str, LayerAlpha] = Field(default_factory=dict)
+    """By pattern of tensor names (``visual.transformer.resblocks.[0-5].*``); the first that matches counts."""
+
+    lines: float | None = Field(default=None, ge=0, le=1)
+    """LiNeS: what alpha is multiplied by in the shallowest layer, growing linearly to 1 in the deepest."""
+
+    density: float | None = Field(default=None, gt=0, le=1)
+    """The share of a task vector that ``ties`` (0.2 by default) and ``dare`` (0.1) keep."""
+
+    seed: Seed = 0
+    """Of what ``dare`` drops."""
+
+    fisher: tuple[str, ...] = ()
+    """For ``fisher``: the diagonal Fisher information of theta_0 and of each fine-tuned model, as tensors of the same
+    names; of a DeepSpeed checkpoint Adam's second moment is taken."""
 
     dtype: Precision = "fp32"
     """Of the written weights. The arithmetic is fp32, rounded once."""
+
+    max_shard_size: ByteSize | None = None
+    """Weights are cut into files of at most this size (``5GB``). Left out: one file, which open_clip loads as it is."""
+
+    allow_nonfinite: bool = False
+    """Merge models that hold NaN or Inf instead of refusing them."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> Self:
+        for name, methods in (("density", ("ties", "dare")), ("fisher", ("fisher",))):
+            if getattr(self, name) and self.method not in methods:
+                raise ValueError(f"{name} is a setting of {' and '.join(methods)}, not of {self.method}")
+        if self.models and self.method in SINGLE_MODEL_METHODS:
+            raise ValueError(f"{self.method} merges one fine-tuned model; leave models out or choose a soup")
+        if self.method == "fisher" and len(self.fisher) != 2 + len(self.models):
+            raise ValueError(f"fisher needs {2 + len(self.models)} entries, theta_0's first")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -57,7 +57,7 @@ def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensembl
     module.to(device=device, dtype=DTYPES[config.evaluate.precision]).eval().requires_grad_(False)
     with open_pair(config, run) as models:
         zero_shot = load_weights(models.zero_shot, module, device=device)
-        finetuned = load_weights(models.finetuned, module, device=device, carried=zero_shot)
+        finetuned = load_weights(models.finetuned[0], module, device=device, carried=zero_shot)
         return Ensemble(module, zero_shot, finetuned)
 
 

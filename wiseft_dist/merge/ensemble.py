@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from wiseft_dist.merge.methods import interpolate
+from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.weights.records import Weights
 
 

@@ -23,7 +23,7 @@ from wiseft_dist.publish import publish_ensembles
 from wiseft_dist.run import COMMIT_FILE, Run, alpha_name, commit_digest, committing, sha256_file
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import describe_finetuned, open_pair
-from wiseft_dist.weights.pairing import Pair, pair
+from wiseft_dist.weights.pairing import Models, match
 from wiseft_dist.weights.sources import open_weights
 
 PROVENANCE_FILE = "model.json"
@@ -90,7 +90,7 @@ def merge_files(
     if taken:
         raise UserError(f"{taken[0]}: is there already. Choose another --output, or delete it.")
     with open_weights(zero_shot) as first, open_weights(finetuned, average=average) as second:
-        models = pair(first, second, carry=carry)
+        models = match(first, [second], carry=carry)
         sources: dict[str, dict[str, Any]] = {
             role: {
                 "path": str(weights.source),
@@ -136,7 +136,7 @@ def merge_to_store(
 
 
 def _write(
-    models: Pair, folders: dict[float, Path], *, method: str, dtype: str, sources: dict[str, Any], side: Path
+    models: Models, folders: dict[float, Path], *, method: str, dtype: str, sources: dict[str, Any], side: Path
 ) -> None:
     """Write all ensembles aside in one pass, then commit each."""
     with ExitStack() as stack:

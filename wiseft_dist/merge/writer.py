@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.methods import interpolate
+from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.merge.safetensors_file import FileLayout, SafetensorsFile, safetensors_layout
 from wiseft_dist.models.files import HEAD_FILE, HEAD_PREFIX, WEIGHTS_FILE
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.weights.pairing import Pair
+from wiseft_dist.weights.pairing import Models
 from wiseft_dist.weights.records import Weights
 
 CHUNK_ELEMENTS = 4 * 2**20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def write_ensembles(models: Pair, folders: Mapping[float, Path], *, dtype: torch.dtype) -> None:
+def write_ensembles(models: Models, folders: Mapping[float, Path], *, dtype: torch.dtype) -> None:
     """Write the weights of theta_alpha to ``folders[alpha]``, for all alphas in one pass.
 
     open_clip's tensors go to one safetensors file, the head's to another, so that open_clip loads the first.
@@ -39,7 +39,7 @@ def write_ensembles(models: Pair, folders: Mapping[float, Path], *, dtype: torch
             for start, stop in _chunks(record.numel):
                 zero_shot = finetuned = _read(models.zero_shot, name, start, stop, written)
                 if name not in models.carried:
-                    finetuned = _read(models.finetuned, name, start, stop, written)
+                    finetuned = _read(models.finetuned[0], name, start, stop, written)
                 out = torch.empty(stop - start, dtype=written)
                 for alpha, files in outputs.items():
                     interpolate(zero_shot, finetuned, alpha, out=out)

@@ -13,7 +13,7 @@ from wiseft_dist.models.files import HEAD_FILE
 from wiseft_dist.run import Run, commit_digest, is_committed, read_commit
 
 if TYPE_CHECKING:
-    from wiseft_dist.weights.pairing import Pair
+    from wiseft_dist.weights.pairing import Models
     from wiseft_dist.weights.records import Weights
 
 
@@ -54,19 +54,19 @@ def open_finetuned(config: RunConfig, run: Run) -> Weights:
 
 
 @contextmanager
-def open_pair(config: RunConfig, run: Run) -> Iterator[Pair]:
+def open_pair(config: RunConfig, run: Run) -> Iterator[Models]:
     """theta_0 and theta_1 of a run; what was not trained is carried over from theta_0.
 
     Raises:
         UserError: if they do not fit together.
         RunError: if fine-tuning has not finished.
     """
-    from wiseft_dist.weights.pairing import pair
+    from wiseft_dist.weights.pairing import match
     from wiseft_dist.weights.sources import open_weights
 
     trained = set(read_commit(run.finished_checkpoint())["trained"])
     with open_weights(run.zero_shot) as zero_shot, open_finetuned(config, run) as finetuned:
-        yield pair(zero_shot, finetuned, carry=sorted(zero_shot.keys() - trained))
+        yield match(zero_shot, [finetuned], carry=sorted(zero_shot.keys() - trained))
 
 
 def _has_own_head(config: RunConfig) -> bool:

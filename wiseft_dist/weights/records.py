@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Weights(Mapping[str, TensorRecord]):
         self.source = source
         self._records = dict(records)
         self._descriptors: dict[Path, int] = {}
+        self._opening = threading.Lock()
         for name, record in self._records.items():
             held = sum(extent.numel for extent in record.extents)
             if held != record.numel:
@@ -92,10 +94,25 @@ class Weights(Mapping[str, TensorRecord]):
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """The elements ``[start, stop)`` of a tensor in row-major order, 1-D, in the stored dtype."""
         record = self[name]
-        stop = record.numel if stop is None else stop
+        elements = torch.empty((record.numel if stop is None else stop) - start, dtype=record.dtype)
+        self.read_into(name, start, elements)
+        return elements
+
+    def read_into(self, name: str, start: int, out: Tensor) -> None:
+        """Fill ``out`` with a tensor's elements from ``start`` on. May be called from several threads.
+
+        Args:
+            name: The tensor.
+            start: The first element, in row-major order.
+            out: 1-D and contiguous, in the stored dtype, on the host.
+
+        Raises:
+            UserError: if a file is shorter than it was.
+        """
+        record, stop = self[name], start + out.numel()
         size = record.dtype.itemsize
-        buffer = bytearray((stop - start) * size)
-        view, filled, begin = memoryview(buffer), 0, 0
+        view = out.view(torch.uint8).numpy().data
+        filled = begin = 0
         for extent in record.extents:
             low, high = max(start, begin), min(stop, begin + extent.numel)
             if low < high:
@@ -103,16 +120,17 @@ class Weights(Mapping[str, TensorRecord]):
                 self._pread(extent.file, extent.offset + (low - begin) * size, view[filled : filled + num_bytes])
                 filled += num_bytes
             begin += extent.numel
-        elements = torch.frombuffer(buffer, dtype=record.dtype) if buffer else torch.empty(0, dtype=record.dtype)
-        return elements if record.divisor == 1.0 else elements.div_(record.divisor)
+        if record.divisor != 1.0:
+            out.div_(record.divisor)
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor in its shape."""
         return self.read(name).reshape(self[name].shape)
 
     def _pread(self, file: Path, offset: int, view: memoryview) -> None:
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(file, os.O_RDONLY)
+        with self._opening:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
         while view:
             count = os.preadv(self._descriptors[file], [view], offset)
             if count == 0:

@@ -1,9 +1,24 @@
-"""The merge arithmetic, on flat chunks. Written ensembles and those in memory both come from here."""
+"""WiSE-FT: the straight line between two models."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from wiseft_dist.merge.methods.method import Method, Slices
+
+
+class Wise(Method):
+    """``(1 - alpha) theta_0 + alpha theta_1``.
+
+    Source: Robust fine-tuning of zero-shot models (arXiv 2109.01903), equation 1.
+    """
+
+    name = "wise"
+
+    def mix(self, slices: Slices, alpha: float, out: Tensor) -> None:
+        """As :meth:`Method.mix`; alpha = 1 gives theta_1 bit for bit."""
+        interpolate(slices.models[0], slices.models[1], alpha, out=out)
 
 
 def interpolate(zero_shot: Tensor, finetuned: Tensor, alpha: float, *, out: Tensor) -> None:
@@ -12,8 +27,6 @@ def interpolate(zero_shot: Tensor, finetuned: Tensor, alpha: float, *, out: Tens
     The ends are copied bit for bit where the dtypes allow, and equal inputs stay equal to the bit: a multiple of
     the difference is taken off the nearer end. (``torch.lerp`` turns -0.0 into 0.0, and rounds 1 - alpha in fp32.)
     Integers and masks are never interpolated: between the ends they are the zero-shot model's.
-
-    Source: WiSE-FT (arXiv 2109.01903), equation 1.
     """
     if alpha == 0.0:
         out.copy_(zero_shot)

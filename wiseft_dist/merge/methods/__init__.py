@@ -1,0 +1,1 @@
+"""How models become theta_alpha. One small file a method, which states its source."""
