@@ -90,7 +90,7 @@ def by_requeuing(cluster: Devcluster, job: str) -> None:
 @pytest.mark.parametrize(
     "preempt",
     [
-        to_the_second_rank,
+        pytest.param(to_the_second_rank, marks=pytest.mark.matrix),
         as_in_the_grace_time_of_a_preemption,
         pytest.param(to_the_job, marks=pytest.mark.matrix),
         pytest.param(by_requeuing, marks=pytest.mark.matrix),

@@ -145,7 +145,7 @@ def assert_same(batches: list[Batch], others: list[Batch]) -> None:
 
 @pytest.mark.parametrize(
     ("store", "num_faults"),
-    [("web server", 40), pytest.param("Swift", 200, marks=pytest.mark.swift)],
+    [pytest.param("web server", 40, marks=pytest.mark.matrix), pytest.param("Swift", 200, marks=pytest.mark.swift)],
     indirect=["store"],
 )
 def test_hundreds_of_faults_neither_lose_nor_double_nor_change_a_training_sample(store, num_faults):

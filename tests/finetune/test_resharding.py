@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     return run_cases(cases, tmp_path_factory.mktemp("undisturbed"), world_size=2)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.matrix), 4])
 def test_every_bit_of_the_state_arrives_and_training_goes_on(
     tmp_path: Path, saved: Any, undisturbed: dict[str, dict[str, Any]], world_size: int
 ) -> None:
@@ -63,6 +63,7 @@ def test_every_bit_of_the_state_arrives_and_training_goes_on(
         assert found["updates"] == LAST
 
 
+@pytest.mark.matrix
 def test_a_group_with_fewer_elements_than_ranks_survives_two_changes(tmp_path: Path) -> None:
     two, four, one = (
         [
@@ -88,9 +89,8 @@ def test_a_group_with_fewer_elements_than_ranks_survives_two_changes(tmp_path: P
         assert between[name]["at_start"]["5.bias"]["ema"].shape == (5,)
 
 
-@pytest.mark.parametrize(
-    "stages", [pytest.param((2, 3), marks=pytest.mark.matrix), (0,)]
-)  # autocast is global in DeepSpeed
+@pytest.mark.parametrize("stages", [(2, 3), (0,)])  # autocast is global in DeepSpeed
+@pytest.mark.matrix
 def test_fp16_goes_on_with_its_loss_scale(tmp_path: Path, stages: tuple[int, ...]) -> None:
     whole = [Case(f"stage_{stage}", {"zero_stage": stage, "precision": "fp16"}, last_step=LAST) for stage in stages]
     first = [replace(case, last_step=SAVED_AT, save=True) for case in whole]

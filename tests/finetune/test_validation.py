@@ -58,7 +58,7 @@ def numbers(found: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if name.startswith("id_val/")}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.matrix)])
 def test_ranks_score_every_held_out_sample_once(tmp_path: Path, world_size: int) -> None:
     many, few = make_folder(tmp_path / "many"), make_folder(tmp_path / "few", held_out=0.03)
     expected, of_few = one_by_one(many), one_by_one(few)

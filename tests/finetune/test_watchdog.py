@@ -39,7 +39,7 @@ def failures(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.matrix), 1])
 def test_a_rank_that_gives_no_sign_of_life_ends_the_others_and_is_named(tmp_path: Path, stopped: int) -> None:
     with ranks_under_way(tmp_path, 2) as ranks:
         ranks[stopped].send_signal(signal.SIGSTOP)
@@ -66,6 +66,7 @@ def test_a_process_alone_is_watched_too(tmp_path: Path) -> None:
         assert rank.returncode == 1 and "step 5, data) does not get on" in error
 
 
+@pytest.mark.matrix
 def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path: Path) -> None:
     with ranks_under_way(tmp_path, 2) as ranks:
         for number in (signal.SIGSTOP, signal.SIGCONT):
