@@ -91,7 +91,7 @@ def test_two_nodes_trained_and_every_stage_left_committed_output(pacs: Finished)
     checkpoint = run.finished_checkpoint()
     assert read_commit(checkpoint)["world_size"] == 2
     assert len(list(checkpoint.glob("zero_pp_rank_*_optim_states.pt"))) == 2
-    assert all(is_committed(run.ensemble(alpha)) for alpha in ALPHAS)
+    assert all(is_committed(run.ensemble(alpha)) for alpha in pacs.alphas)
     assert (run.report / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
