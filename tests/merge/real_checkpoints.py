@@ -1,22 +1,30 @@
 """What the fixtures of this folder hand out: real DeepSpeed checkpoints. And how tensors are compared: by bits."""
 
-import os
-import socket
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+STAGES = ["1-fp32", "2-fp32", "3-fp32"]
 SHARDED = {
-    1: ["1-fp32", "2-fp32", "3-fp32"],
-    2: ["1-fp32", "2-fp32", "3-fp32", "1-bf16", "2-bf16", "3-bf16"],
-    3: ["1-fp32", "2-fp32", "3-fp32"],
+    1: STAGES,
+    2: [*STAGES, "1-bf16", "2-bf16", "3-bf16", "1-bf16_fp32"],
+    3: [*STAGES, "1-bf16_fp32", "1-fp32_aligned", "2-fp32_aligned", "2-fp32_robin"],
+    4: STAGES,
+    7: [*STAGES, "1-bf16_fp32"],
 }
 AVERAGED = [f"{stage}-fp32-{optimizer}" for stage in range(4) for optimizer in ("adamw", "debiased", "sgd")]
-CASES = {world_size: ["0-fp32", *sharded, *AVERAGED] for world_size, sharded in SHARDED.items()}
+WITH_STATES = (1, 2, 3)
+"""World sizes of which the optimizer's states are looked at too."""
+CASES = {
+    world_size: ["0-fp32", *sharded, *AVERAGED] if world_size in WITH_STATES else sharded
+    for world_size, sharded in SHARDED.items()
+}
 """World sizes and what is written with each; one launch writes all cases of a world size."""
 
 
@@ -47,24 +55,34 @@ class Checkpoint:
         return torch.load(self.folder / "optimizer.pt")["states"]
 
 
-def launch(folder: Path, cases: list[str], world_size: int) -> None:
-    """Start one process a rank and wait for all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = [sys.executable, str(Path(__file__).with_name("write_checkpoints.py")), str(folder), *cases]
-    shared = os.environ | {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = []
-    for rank in range(world_size):
-        with (folder / f"rank_{rank}.log").open("w") as log:
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(program, env=shared | place, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=180) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert not any(codes), (folder / f"rank_{codes.index(max(codes, key=abs))}.log").read_text()[-4000:]
+class Writer:
+    """The process that writes real checkpoints; it imports DeepSpeed when it is first asked for one."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+
+    def train(self, folder: Path, cases: list[str], world_size: int) -> None:
+        self._ask({"folder": str(folder), "cases": cases, "world_size": world_size})
+
+    def convert(self, checkpoint: Path, universal: Path) -> None:
+        self._ask({"checkpoint": str(checkpoint), "universal": str(universal)})
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        if self._process is None:
+            program = [sys.executable, str(Path(__file__).with_name("write_checkpoints.py"))]
+            with self._log.open("w") as log:
+                self._process = subprocess.Popen(
+                    program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+                )
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text()[-4000:]
+        assert json.loads(answer) == "done", json.loads(answer)
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

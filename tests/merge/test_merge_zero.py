@@ -39,6 +39,10 @@ def test_a_sharded_checkpoint_is_what_deepspeed_consolidates(zero_checkpoint: Wr
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     checkpoint = zero_checkpoint(world_size, case)
+    if case == "1-bf16_fp32":
+        with pytest.raises(ValueError, match="not a zero checkpoint"):
+            get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.folder), tag="tag")
+        return
     consolidated = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.folder), tag="tag")
     with open_weights(checkpoint.tag) as weights:
         left_out = weights.keys() - consolidated.keys()
@@ -98,6 +102,15 @@ def test_a_missing_model_file_of_stage_2_is_refused_by_name(damaged: Callable[[i
     folder = damaged(2, "2-fp32")
     (folder / "mp_rank_00_model_states.pt").unlink()
     with pytest.raises(UserError, match="mp_rank_00_model_states"):
+        open_weights(folder)
+
+
+@pytest.mark.parametrize("name", ["mp_rank_01_model_states.pt", "zero_pp_rank_0_mp_rank_01_optim_states.pt"])
+def test_tensor_parallelism_is_refused(damaged: Callable[[int, str], Path], name: str):
+    """Each model-parallel rank holds a part of every parameter; one rank's alone look like a smaller model."""
+    folder = damaged(2, "2-fp32")
+    shutil.copyfile(folder / name.replace("_01_", "_00_"), folder / name)
+    with pytest.raises(UserError, match="was trained with tensor parallelism"):
         open_weights(folder)
 
 

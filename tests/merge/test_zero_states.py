@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from real_checkpoints import AVERAGED, SHARDED, Checkpoint, same_bits
+from real_checkpoints import AVERAGED, SHARDED, WITH_STATES, Checkpoint, same_bits
 from write_checkpoints import DECAY, NUM_UPDATES
 
 from wiseft_dist.config import MergeConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.stage import merge_files
+from wiseft_dist.merge.files import merge_files
 from wiseft_dist.weights.sources import open_weights
 from wiseft_dist.weights.zero import open_zero_states
 
-WORLD_SIZES = list(SHARDED)
 Written = Callable[[int, str], Checkpoint]
 
 
@@ -34,7 +33,7 @@ def averaged(checkpoint: Checkpoint, folder: Path) -> Path:
     return committed(checkpoint, folder, ema=ema)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", WITH_STATES)
 @pytest.mark.parametrize("case", ["0-fp32", *SHARDED[1], *AVERAGED])
 def test_every_state_is_what_the_optimizers_held_bit_for_bit(zero_checkpoint: Written, world_size: int, case: str):
     checkpoint = zero_checkpoint(world_size, case)
@@ -164,7 +163,7 @@ def test_states_that_do_not_fit_together_are_refused(
         open_zero_states(folder)
 
 
-@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("world_size", WITH_STATES)
 @pytest.mark.parametrize("case", AVERAGED)
 def test_the_average_replaces_what_was_trained_and_nothing_else(
     zero_checkpoint: Written, tmp_path: Path, world_size: int, case: str
@@ -191,7 +190,7 @@ def test_the_ensemble_with_a_debiased_average_is_the_average_from_theta_0(
     safetensors.torch.save_file(start, tmp_path / "zero_shot.safetensors")
     alpha = 1 - DECAY**NUM_UPDATES
     settings = MergeConfig(alphas=(0.0, alpha, 1.0))
-    folders = merge_files(tmp_path / "zero_shot.safetensors", finetuned, tmp_path / "out", settings, average=True)
+    folders, _ = merge_files(tmp_path / "zero_shot.safetensors", [finetuned], tmp_path / "out", settings, average=True)
     with (
         open_weights(folders[1]) as merged,
         open_weights(averaged(from_start, tmp_path / "adamw"), average=True) as ema,
@@ -202,7 +201,7 @@ def test_the_ensemble_with_a_debiased_average_is_the_average_from_theta_0(
         moved = [name for name in trained if not torch.allclose(ema.tensor(name), start[name], rtol=1e-3, atol=1e-4)]
         assert len(moved) > 3  # else theta_0 would pass as well
     provenance = json.loads((folders[1] / "model.json").read_text())
-    assert provenance["sources"]["finetuned"]["average"] is True
+    assert provenance["sources"]["finetuned"][0]["average"] is True
 
 
 def test_weights_that_were_never_averaged_are_refused_as_an_average(zero_checkpoint: Written, tmp_path: Path):

@@ -1,12 +1,24 @@
-"""One rank of a group that writes DeepSpeed checkpoints; `real_checkpoints.py` starts W of these and waits.
+"""A process that has imported DeepSpeed once and writes checkpoints on request; `real_checkpoints.py` starts it.
 
-Usage: write_checkpoints.py FOLDER CASE..., each case `ZERO_STAGE-PRECISION` or `ZERO_STAGE-PRECISION-OPTIMIZER`; RANK
-and the rest come from the environment. Beside `FOLDER/CASE/tag` rank 0 leaves what the live module held at the start
-and at the end (`start.pt`, `live.pt`), and what the optimizer held of each parameter (`optimizer.pt`).
+Each request is a line of JSON on standard input, answered by a line: `done`, or what failed. Ranks are forked from
+here, because importing DeepSpeed takes longer than everything that they do.
+
+    {"folder": F, "cases": [CASE...], "world_size": W}    W ranks train a module for each case and save F/CASE/tag
+    {"universal": OUT, "checkpoint": TAG}                 DeepSpeed's own tool converts a checkpoint
+
+A case is `ZERO_STAGE-PRECISION` or `ZERO_STAGE-PRECISION-OPTIMIZER`. Beside `F/CASE/tag` rank 0 leaves what the live
+module held at the start and at the end (`start.pt`, `live.pt`), and what the optimizer held of each parameter
+(`optimizer.pt`).
 """
 
+import importlib
+import json
 import os
+import signal
+import socket
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +31,10 @@ from wiseft_dist.finetune.optimizer import make_optimizer
 
 DECAY = 0.75
 NUM_UPDATES = 3
+IMPORTED_BY_TRAINING = ("torch._dynamo", "torch._inductor.compile_fx", "torch.onnx")
+"""What torch imports at the first step and takes seconds: better once than in every rank."""
+SECONDS = 300
+"""After which a process is killed."""
 STATE_KEYS = {
     "torch": ("exp_avg", "exp_avg_sq"),
     "adamw": ("ema", "exp_avg", "exp_avg_sq"),
@@ -70,13 +86,17 @@ def optimizer_of(module: nn.Module, name: str) -> torch.optim.Optimizer:
 
 
 def settings(stage: int, precision: str) -> dict[str, Any]:
+    """`bf16_fp32` adds up gradients in fp32; `_aligned` pads parameters, `_robin` lays them out in another order."""
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero |= {"sub_group_size": 7, "stage3_param_persistence_threshold": 0}
+    zero |= {"parameter_alignment": True} if precision.endswith("_aligned") else {}
+    zero |= {"round_robin_gradients": True} if precision.endswith("_robin") else {}
     return {
         "train_micro_batch_size_per_gpu": 2,
         "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision.startswith("bf16")},
+        "data_types": {"grad_accum_dtype": "fp32" if precision == "bf16_fp32" else None},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,
     }
@@ -86,7 +106,7 @@ def live_state(module: nn.Module, deepspeed: Any, *, sharded: bool) -> dict[str,
     """The masters of trained parameters and everything else as it is; every rank must call it."""
     state = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad and sharded:
+        if parameter.requires_grad and sharded and parameter.dtype != torch.float32:
             state[name] = deepspeed.utils.safe_get_full_fp32_param(parameter).detach().clone()
         else:
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
@@ -124,7 +144,7 @@ def write_checkpoint(folder: Path, case: str, deepspeed: Any) -> None:
     start = live_state(engine.module, deepspeed, sharded=stage != "0")
     for step in range(NUM_UPDATES):
         torch.manual_seed(10 * step + deepspeed.comm.get_rank())
-        engine.backward(engine(torch.randn(2, 7).to(torch.bfloat16 if precision == "bf16" else torch.float32)))
+        engine.backward(engine(torch.randn(2, 7).to(torch.bfloat16 if precision.startswith("bf16") else torch.float32)))
         engine.step()
     engine.save_checkpoint(str(folder / case), tag="tag", save_latest=False)
     state = live_state(engine.module, deepspeed, sharded=stage != "0")
@@ -136,11 +156,81 @@ def write_checkpoint(folder: Path, case: str, deepspeed: Any) -> None:
     deepspeed.comm.barrier()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    loaded = import_deepspeed(torch.device("cpu"))
-    loaded.init_distributed("gloo")
-    for each in sys.argv[2:]:
-        write_checkpoint(Path(sys.argv[1]), each, loaded)
+def train(request: dict[str, Any], deepspeed: Any) -> None:
+    """What a rank does."""
+    deepspeed.init_distributed("gloo")
+    for case in request["cases"]:
+        write_checkpoint(Path(request["folder"]), case, deepspeed)
     torch.distributed.destroy_process_group()
-    os._exit(0)  # all is written; threads that DeepSpeed's engines leave behind can abort an orderly exit
+
+
+def convert(request: dict[str, Any]) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    workers = {"num_extract_workers": 1, "num_merge_workers": 1}
+    options = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    ds_to_universal.main(
+        Namespace(input_folder=request["checkpoint"], output_folder=request["universal"], **workers, **options)
+    )
+
+
+def forked(work: Callable[[], None], log: Path, environment: dict[str, str]) -> int:
+    """The id of a new process that does the work and nothing else."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.alarm(SECONDS)
+    code = 1
+    try:
+        with log.open("w") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        os.environ.update(environment)
+        work()
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # all is written; threads that DeepSpeed's engines leave behind can abort an orderly exit
+
+
+def failure(logs: dict[int, Path]) -> str | None:
+    """What a process wrote that failed, by its id; the others are then killed."""
+    waiting = set(logs)
+    while waiting:
+        pid, status = os.wait()
+        waiting.discard(pid)
+        if status:
+            for other in waiting:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
+            return logs[pid].read_text()[-4000:]
+    return None
+
+
+def answer(request: dict[str, Any], deepspeed: Any) -> str | None:
+    if "universal" in request:
+        log = Path(f"{request['universal']}.log")
+        return failure({forked(lambda: convert(request), log, {}): log})
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    logs = {}
+    for rank in range(request["world_size"]):
+        log = Path(request["folder"]) / f"rank_{rank}.log"
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request["world_size"])}
+        logs[forked(lambda: train(request, deepspeed), log, place | ranks)] = log
+    return failure(logs)
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    torch.set_num_threads(1)
+    imported = import_deepspeed(torch.device("cpu"))
+    for module in IMPORTED_BY_TRAINING:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line), imported) or "done"), file=answers)

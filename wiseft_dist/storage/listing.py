@@ -51,6 +51,29 @@ def expand_shards(pattern: str) -> list[str]:
     return _in_order(pattern, {url: url for url in (*(shard.url for shard in found), *filter(is_remote, named))})
 
 
+def list_folder(folder: str, *, suffix: str = "") -> list[StoredObject]:
+    """The objects right in a folder of a bucket, without those in folders inside it.
+
+    Raises:
+        UserError: if the store does not let one look.
+        RunError: if the store does not answer.
+    """
+    import obstore
+
+    folder = folder.rstrip("/")
+    store, prefix = open_store(f"{folder}/")
+    listing = persist(folder, lambda: obstore.list_with_delimiter(store, prefix=prefix or None)["objects"])
+    return _described(folder, (meta for meta in listing if meta["path"].endswith(suffix)))
+
+
+def list_tree(folder: str) -> list[StoredObject]:
+    """Every object under a folder of a bucket; raises what :func:`list_folder` raises."""
+    import obstore
+
+    store, prefix = open_store(f"{folder}/")
+    return _described(folder, persist(folder, lambda: obstore.list(store, prefix=prefix or None).collect()))
+
+
 def _in_order(pattern: str, shards: dict[str, Any]) -> list[Any]:
     if not shards:
         raise UserError(f"{without_secrets(pattern)}: no shard (*.tar) there.")
@@ -77,7 +100,7 @@ def _resolve(pattern: str) -> tuple[list[str], list[StoredObject]]:
         elif is_remote(item) and item.startswith("http"):
             named += _web_folder(item)
         elif is_remote(item):
-            found += _matching(item) if glob.has_magic(item) else _folder(item)
+            found += _matching(item) if glob.has_magic(item) else list_folder(item, suffix=".tar")
         elif Path(item).is_dir() or glob.has_magic(item):
             paths = glob.glob(item) if glob.has_magic(item) else Path(item).glob("*.tar")  # noqa: PTH207 - whole path
             named += map(str, paths)
@@ -107,30 +130,12 @@ def _matching(pattern: str) -> list[StoredObject]:
         raise UserError(f"{pattern}: the name of a bucket cannot be a glob.")
     folder, wanted = "/".join(parts[:depth]), parts[depth:]
     # One level is listed as such; a glob over folders needs everything under the first.
-    objects = _folder(folder, suffix="") if len(wanted) == 1 else _tree(folder)
+    objects = list_folder(folder) if len(wanted) == 1 else list_tree(folder)
     return [each for each in objects if _matches(each.url.split("/")[depth:], wanted)]
 
 
 def _matches(names: list[str], wanted: list[str]) -> bool:
     return len(names) == len(wanted) and all(map(fnmatch.fnmatchcase, names, wanted))
-
-
-def _folder(folder: str, suffix: str = ".tar") -> list[StoredObject]:
-    """The objects right in a folder of a bucket, without those in folders inside it."""
-    import obstore
-
-    folder = folder.rstrip("/")
-    store, prefix = open_store(f"{folder}/")
-    listing = persist(folder, lambda: obstore.list_with_delimiter(store, prefix=prefix or None)["objects"])
-    return _described(folder, (meta for meta in listing if meta["path"].endswith(suffix)))
-
-
-def _tree(folder: str) -> list[StoredObject]:
-    """Every object under a folder of a bucket."""
-    import obstore
-
-    store, prefix = open_store(f"{folder}/")
-    return _described(folder, persist(folder, lambda: obstore.list(store, prefix=prefix or None).collect()))
 
 
 def _described(folder: str, listing: Iterable[Any]) -> list[StoredObject]:
@@ -150,7 +155,7 @@ def _look_up(urls: list[str]) -> list[StoredObject]:
     known: dict[str, StoredObject | None] = {}
     for folder, named in folders.items():
         try:
-            known |= {shard.url: shard for shard in _folder(folder)}
+            known |= {shard.url: shard for shard in list_folder(folder, suffix=".tar")}
         except UserError as error:
             if not is_forbidden(error.__cause__):
                 raise

@@ -24,6 +24,14 @@ class StoredObject:
     version: str
     """The ETag without quotes, else the time of the last change; a local file's change in nanoseconds."""
 
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rsplit("/", 1)[-1]
+
 
 def stat(url: str) -> StoredObject | None:
     """Size and version of an object; None if it is not there.

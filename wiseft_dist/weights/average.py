@@ -9,7 +9,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.run import COMMIT_FILE, read_commit
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.zero import open_zero_average
-from wiseft_dist.weights.zero_files import is_zero_checkpoint, tagged_folder
+from wiseft_dist.weights.zero_files import zero_folder
 
 
 def open_average(folder: Path) -> Weights:
@@ -20,9 +20,10 @@ def open_average(folder: Path) -> Weights:
     Raises:
         UserError: if it is no checkpoint of a run, or the run keeps no average.
     """
-    if not folder.is_dir() or not is_zero_checkpoint(folder):
+    checkpoint = zero_folder(folder)
+    if checkpoint is None:
         raise UserError(f"{folder}: no DeepSpeed checkpoint, and nothing else holds a moving average.")
-    folder = tagged_folder(folder)
+    folder = checkpoint
     if not (folder / COMMIT_FILE).is_file():
         raise UserError(f"{folder}: has no {COMMIT_FILE}; the moving average can only be read from a run's checkpoint.")
     record = read_commit(folder)

@@ -64,7 +64,20 @@ def match(
                 f"{finetuned[0].source} and {other.source} do not fit together: "
                 f"only in one of them: {_listed(differing)}."
             )
-    return Models(zero_shot, tuple(finetuned), carried, taken, tuple(fisher))
+    models = Models(zero_shot, tuple(finetuned), carried, taken, tuple(fisher))
+    for other in fisher:
+        _check_fisher(models, other)
+    return models
+
+
+def _check_fisher(models: Models, fisher: Weights) -> None:
+    mixed = [name for name in models.zero_shot if models.is_mixed(name)]
+    wrong = [n for n in mixed if n not in fisher or not same_shape(fisher[n].shape, models.zero_shot[n].shape)]
+    if wrong:
+        raise UserError(
+            f"{fisher.source} is no Fisher information of {models.zero_shot.source}: "
+            f"it lacks, or has in another shape: {_listed(wrong)}."
+        )
 
 
 def _match(

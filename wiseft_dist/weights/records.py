@@ -14,15 +14,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from wiseft_dist.errors import UserError
-from wiseft_dist.weights.torch_archive import StoredTensor
+from wiseft_dist import storage
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.weights import places
+from wiseft_dist.weights.places import File
+from wiseft_dist.weights.stored_tensor import StoredTensor
 
 
 @dataclass(frozen=True)
 class Extent:
     """Consecutive elements in a file."""
 
-    file: Path
+    file: File
     offset: int
     """Bytes from the start of the file."""
     numel: int
@@ -49,11 +52,25 @@ class TensorRecord:
         return self.numel * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint is, beyond its tensors."""
+
+    kind: str
+    """For people: ``DeepSpeed ZeRO stage 2, 8 ranks``."""
+    step: int | None = None
+    """Optimizer steps before it was saved, if it says so."""
+    states: tuple[str, ...] = ()
+    """What it holds of the optimizer beside the weights."""
+
+
 class Weights(Mapping[str, TensorRecord]):
     """The tensors of one model. Use as a context manager: files stay open inside it."""
 
-    def __init__(self, source: str, records: Mapping[str, TensorRecord]) -> None:
-        self.source = source
+    def __init__(
+        self, source: str, records: Mapping[str, TensorRecord], origin: Origin = Origin("named tensors")
+    ) -> None:
+        self.source, self.origin = source, origin
         self._records = dict(records)
         self._descriptors: dict[Path, int] = {}
         self._opening = threading.Lock()
@@ -87,9 +104,22 @@ class Weights(Mapping[str, TensorRecord]):
             os.close(descriptor)
         self._descriptors.clear()
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[File]:
         """The files that hold the tensors, sorted."""
-        return sorted({extent.file for record in self._records.values() for extent in record.extents})
+        return sorted({extent.file for record in self._records.values() for extent in record.extents}, key=str)
+
+    def fingerprint(self) -> dict[str, dict[str, int | str]]:
+        """By file, what tells it from one that was changed: its size, and its time or the store's version of it."""
+        return {str(file): places.fingerprint(file) for file in self.files()}
+
+    def locate(self, name: str, element: int) -> str:
+        """The file that holds an element of a tensor, counted in row-major order."""
+        end = 0
+        for extent in self[name].extents:
+            end += extent.numel
+            if element < end:
+                return str(extent.file)
+        raise IndexError(f"{name} has {end} elements, and no element {element}")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """The elements ``[start, stop)`` of a tensor in row-major order, 1-D, in the stored dtype."""
@@ -107,7 +137,8 @@ class Weights(Mapping[str, TensorRecord]):
             out: 1-D and contiguous, in the stored dtype, on the host.
 
         Raises:
-            UserError: if a file is shorter than it was.
+            UserError: if a file is shorter than it was, or a remote one was replaced.
+            RunError: if the disk, or a store for good, does not deliver.
         """
         record, stop = self[name], start + out.numel()
         size = record.dtype.itemsize
@@ -127,15 +158,21 @@ class Weights(Mapping[str, TensorRecord]):
         """A whole tensor in its shape."""
         return self.read(name).reshape(self[name].shape)
 
-    def _pread(self, file: Path, offset: int, view: memoryview) -> None:
-        with self._opening:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
-        while view:
-            count = os.preadv(self._descriptors[file], [view], offset)
-            if count == 0:
-                raise UserError(f"{file}: ends at byte {offset}, in the middle of a tensor. Copy or save it again.")
-            view, offset = view[count:], offset + count
+    def _pread(self, file: File, offset: int, view: memoryview) -> None:
+        if not isinstance(file, Path):
+            storage.read_range(file, offset, view)
+            return
+        try:
+            with self._opening:
+                if file not in self._descriptors:
+                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+            while view:
+                count = os.preadv(self._descriptors[file], [view], offset)
+                if count == 0:
+                    raise UserError(f"{file}: ends at byte {offset}, in the middle of a tensor. Copy or save it again.")
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise RunError(f"{file}: cannot be read at byte {offset}: {error.strerror}.") from error
 
 
 def stored_record(name: str, tensor: StoredTensor) -> TensorRecord:

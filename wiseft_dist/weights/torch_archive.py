@@ -8,19 +8,22 @@ so nothing is loaded until it is read.
 from __future__ import annotations
 
 import io
-import math
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from wiseft_dist.errors import UserError
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.weights.places import LOOKING_THREADS, File, open_file, read_bytes, size_of
+from wiseft_dist.weights.stored_tensor import StoredTensor
+from wiseft_dist.weights.torchscript import Scripted, is_scripted, scripted_class, scripted_state
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -34,25 +37,12 @@ STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies in a file: contiguous elements from a byte offset.
-
-    A named tuple, because a pickle can set the attributes of anything else, and so point it at another file.
-    """
-
-    file: Path
-    offset: int
-    """Of the first element, in bytes."""
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    contiguous: bool
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1]
+"""How files of torch before 1.6 begin: the pickle of a number (torch/serialization.py, ``MAGIC_NUMBER``)."""
+LOCAL_HEADER = 30
+"""Bytes of a zip member's own header, before its name; the lengths of name and padding are the last two fields."""
+LARGEST_CODE = 2**24
+"""Bytes of a TorchScript source that is still read."""
 
 
 class Opaque:
@@ -67,62 +57,98 @@ class Opaque:
 
 
 class _Storage(NamedTuple):
-    file: Path
+    file: File
     offset: int
     numel: int
     dtype: torch.dtype
 
 
-def read_archive(path: Path) -> Any:
-    """The object that was saved, with a :class:`StoredTensor` for every tensor.
+def read_archive(path: File) -> Any:
+    """The object that was saved, with a :class:`StoredTensor` for every tensor; of a TorchScript module its state dict.
 
     Raises:
         UserError: if the file is not such an archive, is damaged, or names a type that a checkpoint does not need.
+        RunError: if a store fails for good.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-            if name is None:
-                raise UserError(f"{path}: a zip file, but not one written by torch.save.")
-            storages = _Storages(path, archive, name.removesuffix("data.pkl"))
-            return _RestrictedUnpickler(io.BytesIO(archive.read(name)), path, storages).load()
-    except UserError:
+        with open_file(path) as handle:
+            if handle.read(len(LEGACY_START)) == LEGACY_START:
+                raise UserError(
+                    f"{path}: is in the format of torch before 1.6, which cannot be read by position; "
+                    "if you trust it, load it with torch.load(..., weights_only=True) and torch.save it again."
+                )
+            with zipfile.ZipFile(handle) as archive:
+                return _read(path, archive)
+    except (UserError, RunError):
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         raise UserError(f"{path}: not a readable torch checkpoint ({error}). Copy or save it again.") from error
 
 
+def _read(path: File, archive: zipfile.ZipFile) -> Any:
+    pickled = next((info for info in archive.infolist() if info.filename.endswith("/data.pkl")), None)
+    if pickled is None:
+        raise UserError(f"{path}: a zip file, but not one written by torch.save.")
+    _check_stored(path, pickled)
+    prefix = pickled.filename.removesuffix("data.pkl")
+    saved = _RestrictedUnpickler(io.BytesIO(archive.read(pickled)), path, _Storages(path, archive, prefix)).load()
+    if not isinstance(saved, Scripted):
+        return saved
+    code = {info.filename: info for info in archive.infolist() if info.file_size <= LARGEST_CODE}
+
+    def read_code(module: str) -> str | None:
+        info = code.get(f"{prefix}code/{module.replace('.', '/')}.py")
+        return None if info is None else archive.read(info).decode()
+
+    return scripted_state(saved, read_code)
+
+
+def _check_stored(path: File, info: zipfile.ZipInfo) -> None:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UserError(f"{path}: {info.filename} is compressed; torch.save never does that.")
+
+
 class _Storages:
     """Finds the raw bytes of a storage in the zip file."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, prefix: str) -> None:
+    def __init__(self, path: File, archive: zipfile.ZipFile, prefix: str) -> None:
         self._path, self._archive, self._prefix = path, archive, prefix
         self._places: dict[str, tuple[int, int]] = {}
+        if not isinstance(path, Path):
+            self._ask_for_all()
 
     def locate(self, key: str, dtype: torch.dtype, numel: int) -> _Storage:
-        if key not in self._places:
-            self._places[key] = self._data_offset(f"{self._prefix}data/{key}")
-        offset, num_bytes = self._places[key]
+        member = f"{self._prefix}data/{key}"
+        if member not in self._places:
+            self._places[member] = self._data_offset(member)
+        offset, num_bytes = self._places[member]
         if numel * dtype.itemsize > num_bytes:
             raise UserError(f"{self._path}: storage {key} claims {numel} elements in {num_bytes} bytes.")
         return _Storage(self._path, offset, numel, dtype)
 
+    def _ask_for_all(self) -> None:
+        """Many requests at a time, where each is one over a network."""
+        members = [name for name in self._archive.namelist() if name.startswith(f"{self._prefix}data/")]
+        with ThreadPool(LOOKING_THREADS) as pool:
+            self._places.update(zip(members, pool.map(self._data_offset, members), strict=True))
+
     def _data_offset(self, member: str) -> tuple[int, int]:
+        """The start and length of a member's data. The directory may lie about where it is: its own header is asked."""
         info = self._archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{self._path}: {member} is compressed; torch.save never does that.")
-        with self._path.open("rb") as handle:
-            handle.seek(info.header_offset)
-            header = handle.read(30)  # local file header: name and extra lengths are its last two fields
+        _check_stored(self._path, info)
+        name = member.encode()
+        header = read_bytes(self._path, info.header_offset, LOCAL_HEADER + len(name))
+        if header[:4] != b"PK\3\4" or header[LOCAL_HEADER:] != name:
+            raise UserError(f"{self._path}: {member} is not where the archive's directory says. Copy or save it again.")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
-        offset = info.header_offset + 30 + name_length + extra_length
-        if offset + info.file_size > self._path.stat().st_size:
+        offset = info.header_offset + LOCAL_HEADER + name_length + extra_length
+        if offset + info.file_size > size_of(self._path):
             raise UserError(f"{self._path}: {member} reaches behind the end of the file.")
         return offset, info.file_size
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, path: Path, storages: _Storages) -> None:
+    def __init__(self, stream: io.BytesIO, path: File, storages: _Storages) -> None:
         super().__init__(stream)
         self._path, self._storages = path, storages
 
@@ -131,6 +157,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
             return STORAGE_DTYPES[name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if is_scripted(module):
+            return scripted_class(module, name)
         found = _ALLOWED.get((module, name))
         if found is None:
             raise UserError(f"{self._path}: its pickle asks for {module}.{name}, which no checkpoint needs: refused.")
@@ -171,8 +199,9 @@ def _is_contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
     return True
 
 
-def _rebuild_parameter(data: StoredTensor, *_: object) -> StoredTensor:
-    return data
+def _first(value: Any, *_: object) -> Any:
+    """In place of what only wraps its first argument: a parameter, or TorchScript's tags of types."""
+    return value
 
 
 def _rebuild_from_type(
@@ -189,8 +218,13 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Tensor"): Opaque,
     ("torch.nn.parameter", "Parameter"): Opaque,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch.jit._pickle", "restore_type_tag"): _first,
+    ("torch.jit._pickle", "build_intlist"): _first,
+    ("torch.jit._pickle", "build_doublelist"): _first,
+    ("torch.jit._pickle", "build_boollist"): _first,
+    ("torch.jit._pickle", "build_tensorlist"): _first,
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): Opaque,
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): Opaque,
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"): Opaque,

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from wiseft_dist.errors import UserError
-from wiseft_dist.weights.records import TensorRecord, Weights, stored_record
-from wiseft_dist.weights.torch_archive import StoredTensor
-from wiseft_dist.weights.zero_files import ZeroFiles, read_zero_files
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.weights.places import Folder, open_folder
+from wiseft_dist.weights.records import Origin, TensorRecord, Weights, stored_record
+from wiseft_dist.weights.stored_tensor import StoredTensor
+from wiseft_dist.weights.zero_files import ZeroFiles, read_zero_files, tagged_folder
 from wiseft_dist.weights.zero_layout import cut, frozen_fragments, num_groups
 
 T = TypeVar("T")
@@ -38,16 +39,17 @@ class ZeroStates:
             weights.close()
 
 
-def open_zero(folder: Path) -> Weights:
-    """Open the weights of a checkpoint.
+def open_zero(folder: Folder) -> Weights:
+    """Open the weights of a checkpoint: of the folder with the ranks' files.
 
     From stage 1 on trained parameters are the fp32 masters; frozen ones and buffers keep the dtype they were saved
     in. At stage 0 everything is the module's own: fp32 in a run of ours, 16-bit where the module was cast to that.
 
     Raises:
         UserError: if a rank's file is missing or damaged, or the layout is one that is not supported.
+        RunError: if a store fails for good.
     """
-    return _understood(folder, lambda: _open_zero(read_zero_files(folder)))
+    return understood(folder, lambda: _open_zero(read_zero_files(folder)))
 
 
 def open_zero_average(folder: Path, groups: Sequence[Sequence[str]] | None, *, divisor: float) -> Weights:
@@ -61,10 +63,10 @@ def open_zero_average(folder: Path, groups: Sequence[Sequence[str]] | None, *, d
     Raises:
         UserError: as :func:`open_zero_states`, and if the optimizer holds no average.
     """
-    return _understood(folder, lambda: _open_zero_average(read_zero_files(folder), groups, divisor))
+    return understood(folder, lambda: _open_zero_average(_files(folder), groups, divisor))
 
 
-def open_zero_states(folder: Path, groups: Sequence[Sequence[str]] | None = None) -> ZeroStates:
+def open_zero_states(folder: Path | Folder, groups: Sequence[Sequence[str]] | None = None) -> ZeroStates:
     """Open the masters and the optimizer's state of a checkpoint, of whatever stage and world size.
 
     Args:
@@ -75,20 +77,30 @@ def open_zero_states(folder: Path, groups: Sequence[Sequence[str]] | None = None
     Raises:
         UserError: as :func:`open_zero`, and if some parameter lacks a state that others have.
     """
-    return _understood(folder, lambda: _open_zero_states(read_zero_files(folder), groups))
+    return understood(folder, lambda: _open_zero_states(_files(folder), groups))
 
 
-def _understood(folder: Path, read: Callable[[], T]) -> T:
+def _files(folder: Path | Folder) -> ZeroFiles:
+    return read_zero_files(tagged_folder(open_folder(folder) if isinstance(folder, Path) else folder))
+
+
+def understood(folder: Folder | Path, read: Callable[[], T]) -> T:
+    """What ``read`` returns.
+
+    Raises:
+        UserError: if it meets a layout that it does not expect.
+    """
     try:
         return read()
-    except UserError:
+    except (UserError, RunError):
         raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{folder}: not laid out like a DeepSpeed checkpoint ({error!r}).") from error
 
 
 def _open_zero(files: ZeroFiles) -> Weights:
-    return _whole_model(files, {} if files.stage == 0 else cut(files, _masters(files)))
+    trained = {} if files.stage == 0 else cut(files, _masters(files))
+    return whole_model(files, trained, Origin(files.kind, files.step, _state_names(files)))
 
 
 def _open_zero_average(files: ZeroFiles, groups: Sequence[Sequence[str]] | None, divisor: float) -> Weights:
@@ -96,7 +108,8 @@ def _open_zero_average(files: ZeroFiles, groups: Sequence[Sequence[str]] | None,
     if average is None:
         raise UserError(f"{files.folder}: its optimizer holds no moving average.")
     trained = {name: replace(record, divisor=divisor) for name, record in average.items()}
-    return _whole_model(files, _under_all_names(files, trained) if files.stage == 0 else trained)
+    trained = _under_all_names(files, trained) if files.stage == 0 else trained
+    return whole_model(files, trained, Origin(f"{files.kind}, moving average", files.step, _state_names(files)))
 
 
 def _under_all_names(files: ZeroFiles, trained: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
@@ -106,12 +119,12 @@ def _under_all_names(files: ZeroFiles, trained: Mapping[str, TensorRecord]) -> d
     return {name: by_place[place] for name, place in module.items() if place in by_place}
 
 
-def _whole_model(files: ZeroFiles, trained: dict[str, TensorRecord]) -> Weights:
-    """The trained parameters and everything else."""
+def whole_model(files: ZeroFiles, trained: dict[str, TensorRecord], origin: Origin) -> Weights:
+    """The trained parameters and everything else: frozen ones, buffers, and other names of tied ones."""
     if files.stage == 3:
         trained = trained | frozen_fragments(files)
     owned = trained | _module_tensors(files.models[0], trained)
-    return Weights(str(files.folder), owned | _aliases(files.models[0], owned))
+    return Weights(str(files.folder), owned | _aliases(files.models[0], owned), origin)
 
 
 def _masters(files: ZeroFiles) -> Callable[[int], list[Any]]:
@@ -141,13 +154,10 @@ def _aliases(model: Mapping[str, Any], known: Mapping[str, TensorRecord]) -> dic
 
 
 def _open_zero_states(files: ZeroFiles, groups: Sequence[Sequence[str]] | None) -> ZeroStates:
-    folder = files.folder
+    folder, states = files.folder, _all_states(files)
     if files.stage == 0:
-        states = [_torch_states(folder, files.models[0]["optimizer"])]
         tensors = _whole_states(files, states[0], groups)
     else:
-        nested = "optimizer_state_dict" if files.stage == 3 else "base_optimizer_state"
-        states = [_torch_states(folder, optimizer[nested]) for optimizer in files.optimizers]
         tensors = {MASTERS: cut(files, _masters(files))}
         tensors |= {key: cut(files, partial(_partitions, folder, states, key)) for key in _keys(states)}
     opened = {key: Weights(str(folder), records) for key, records in tensors.items()}
@@ -158,7 +168,23 @@ States = dict[int, dict[str, StoredTensor]]
 """What a torch optimizer holds for each tensor that it updates, by number and key."""
 
 
-def _torch_states(folder: Path, optimizer: Any) -> States:
+def _state_names(files: ZeroFiles) -> tuple[str, ...]:
+    """What the optimizer holds of each parameter; of an optimizer that is none of torch's, nothing is known."""
+    try:
+        return tuple(_keys(_all_states(files)))
+    except UserError:
+        return ()
+
+
+def _all_states(files: ZeroFiles) -> list[States]:
+    """Of every rank; at stage 0 of one."""
+    if files.stage == 0:
+        return [_torch_states(files.folder, files.models[0]["optimizer"])]
+    nested = "optimizer_state_dict" if files.stage == 3 else "base_optimizer_state"
+    return [_torch_states(files.folder, optimizer.get(nested)) for optimizer in files.optimizers]
+
+
+def _torch_states(folder: Folder, optimizer: Any) -> States:
     """The tensors in the state dict of a torch optimizer. From stage 1 on it updates one flat partition a group."""
     if not isinstance(optimizer, dict) or "state" not in optimizer:
         raise UserError(f"{folder}: its optimizer's state is not laid out as torch's optimizers do.")
@@ -172,11 +198,11 @@ def _keys(states: Sequence[States]) -> list[str]:
     return sorted({key for rank in states for state in rank.values() for key in state} - {STEP})
 
 
-def _partitions(folder: Path, states: Sequence[States], key: str, group: int) -> list[StoredTensor]:
+def _partitions(folder: Folder, states: Sequence[States], key: str, group: int) -> list[StoredTensor]:
     return [_state(folder, rank, group, key) for rank in states]
 
 
-def _state(folder: Path, states: States, number: int, key: str) -> StoredTensor:
+def _state(folder: Folder, states: States, number: int, key: str) -> StoredTensor:
     tensor = states.get(number, {}).get(key)
     if tensor is None:
         raise UserError(f"{folder}: its optimizer holds {key} for some parameters and not for others.")
@@ -203,7 +229,7 @@ def _whole_states(
     return tensors
 
 
-def _step(folder: Path, states: Sequence[States]) -> float | None:
+def _step(folder: Folder, states: Sequence[States]) -> float | None:
     """The number of updates, which every rank has counted alike."""
     counters = [state[STEP] for rank in states for state in rank.values() if STEP in state]
     records = {str(number): stored_record(STEP, counter) for number, counter in enumerate(counters)}

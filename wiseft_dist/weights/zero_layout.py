@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from wiseft_dist.errors import UserError
+from wiseft_dist.weights.places import Folder
 from wiseft_dist.weights.records import Extent, TensorRecord
-from wiseft_dist.weights.torch_archive import StoredTensor
+from wiseft_dist.weights.stored_tensor import StoredTensor
 from wiseft_dist.weights.zero_files import ZeroFiles
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ def _paddings(state: Mapping[str, Any], group: int, count: int) -> list[int]:
 
 
 def _cut_at_partitions(
-    folder: Path, shapes: Mapping[str, Shape], paddings: Sequence[int], parts: Sequence[StoredTensor]
+    folder: Folder, shapes: Mapping[str, Shape], paddings: Sequence[int], parts: Sequence[StoredTensor]
 ) -> dict[str, TensorRecord]:
     """Stages 1 and 2: a group is one flat vector, cut into equal partitions.
 
@@ -91,7 +91,7 @@ def _cut_at_partitions(
 
 
 def _cut_over_ranks(
-    folder: Path, shapes: Mapping[str, Shape], parts: Sequence[StoredTensor]
+    folder: Folder, shapes: Mapping[str, Shape], parts: Sequence[StoredTensor]
 ) -> dict[str, TensorRecord]:
     """Stage 3: every parameter is cut over all ranks; the parameters of a sub-group are laid end to end.
 
@@ -108,14 +108,14 @@ def _cut_over_ranks(
     return records
 
 
-def _stored(tensor: Any, folder: Path) -> StoredTensor:
+def _stored(tensor: Any, folder: Folder) -> StoredTensor:
     if not isinstance(tensor, StoredTensor) or not tensor.contiguous:
         raise UserError(f"{folder}: a partition is not a plain tensor.")
     return tensor
 
 
 def _check_parts(
-    folder: Path, parts: Sequence[StoredTensor], expected: Sequence[int], *, padded: int | None = None
+    folder: Folder, parts: Sequence[StoredTensor], expected: Sequence[int], *, padded: int | None = None
 ) -> None:
     """Another size would mean another layout, and elements taken from the wrong places."""
     for rank, (part, count) in enumerate(zip(parts, expected, strict=True)):
