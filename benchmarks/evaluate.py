@@ -147,7 +147,7 @@ def _measure(
         return normalize(pixels, preprocess, torch.float32)
 
     with clock.measure("ours"):
-        ensemble = Ensemble(read_classifier(setting.folder / "0").eval(), zero_shot, finetuned)
+        ensemble = Ensemble(read_classifier(setting.folder / "0").eval(), zero_shot, [finetuned])
         ours = sweep(ensemble, batches(), setting.alphas, prepare=prepare, cache_images=4096)
     with clock.measure("peer"):
         theirs = [_peer(setting, index, manifest, len(ours.keys)) for index in range(len(setting.alphas))]

@@ -8,14 +8,19 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from wiseft_dist.config import MergeConfig
 from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.stage import load_manifest
 from wiseft_dist.data.transforms import EvaluationTransform, evaluation_transform, normalize
 from wiseft_dist.evaluate.cells import PREDICTIONS_FILE, CellStore
+from wiseft_dist.evaluate.stage import _load_ensemble
 from wiseft_dist.evaluate.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
+from wiseft_dist.merge.methods.choice import make_method
+from wiseft_dist.merge.writer import write_ensembles
 from wiseft_dist.models.classifier import read_classifier
 from wiseft_dist.models.clip import preprocess_of, read_config
+from wiseft_dist.weights.finetuned import open_models
 from wiseft_dist.weights.sources import open_weights
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -38,7 +43,7 @@ def ensemble(finished):
     module = read_classifier(finished.run.zero_shot).eval()
     with open_weights(finished.run.zero_shot) as first, open_weights(finished.run.finished_checkpoint()) as second:
         cpu = torch.device("cpu")
-        return Ensemble(module, load_weights(first, module, device=cpu), load_weights(second, module, device=cpu))
+        return Ensemble(module, load_weights(first, module, device=cpu), [load_weights(second, module, device=cpu)])
 
 
 def by_key(predictions, index):
@@ -77,6 +82,21 @@ def test_the_ends_are_theta_0_and_theta_1_bit_for_bit(finished, ensemble):
         with open_weights(source) as weights:
             for name, value in ensemble.module.state_dict().items():
                 assert torch.equal(value, weights.tensor(name).reshape(value.shape)), name
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp"])
+def test_an_ensemble_of_any_method_is_what_would_be_written(finished, tmp_path, method):
+    config = finished.config.model_copy(update={"merge": MergeConfig(method=method, layers={"head.*": {"scale": 0.5}})})
+    with open_models(config, finished.run) as models:
+        write_ensembles(
+            models, make_method(config.merge), {0.4: tmp_path / "out"}, dtype=torch.float32, side_files=lambda *_: {}
+        )
+    ensemble = _load_ensemble(config, finished.run, torch.device("cpu"))
+    ensemble.set_alpha(0.4)
+    with open_weights(tmp_path / "out") as written, open_weights(finished.run.zero_shot) as zero_shot:
+        held = ensemble.module.state_dict()
+        assert all(torch.equal(value, written.tensor(name)) for name, value in held.items())
+        assert not all(torch.equal(value, zero_shot.tensor(name)) for name, value in held.items())
 
 
 @pytest.mark.parametrize(("batch_size", "cache_images"), [(13, 13), (4, 1), (4, 1000), (5, 8), (1, 3)])

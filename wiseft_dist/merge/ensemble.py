@@ -1,56 +1,165 @@
-"""Ensembles in memory: theta_0 and theta_1 held once, any theta_alpha set in place in a live module."""
+"""Ensembles in memory: the models held once, any theta_alpha set in place in a live module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from wiseft_dist.merge.methods.wise import interpolate
+from wiseft_dist.merge.methods.method import Block, Method, Slices, take_statistics
+from wiseft_dist.merge.methods.wise import Wise
 from wiseft_dist.weights.records import Weights
+
+HOST_PIECE = 2**18
+"""Elements mixed at a time on the host: what is worked on stays in the cache."""
+DEVICE_PIECE = 2**25
+"""Elements mixed at a time on a device: temporaries stay small beside the model."""
 
 
 class Ensemble:
-    """A module whose weights can be set to any mixture of two models.
+    """A module whose weights can be set to any ensemble of the models.
 
-    With a module in fp32 the weights are bit-identical to those of a written ensemble.
+    With a module in fp32 the weights are bit-identical to those of a written ensemble. Tensors that a model lacks, or
+    that are theta_0's own object in every model, are set once: theta_0's, or theta_1's where theta_0 has none.
 
     Args:
-        module: Receives the weights; its device and dtype decide where and how the mixture is stored.
-        zero_shot: theta_0 by the module's names, on the module's device, in the masters' dtype.
-        finetuned: theta_1, likewise; a tensor that is theta_0's own object is set once and never mixed.
+        module: Receives the weights; its device and dtype decide where and how an ensemble is stored.
+        zero_shot: theta_0 by the module's names, in the stored dtype or another, on any device. Tensors that the module
+            has not count in the method's statistics, as in a written ensemble.
+        finetuned: theta_1, theta_2, ..., likewise. Methods that make one merged model keep that in their place.
+        method: How they are merged; WiSE-FT if left out.
+        fisher: The diagonal Fisher information of each model, theta_0's first, for methods that ask for it.
+
+    Raises:
+        UserError: if the method cannot merge such a model.
     """
 
-    def __init__(self, module: nn.Module, zero_shot: Mapping[str, Tensor], finetuned: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def __init__(
+        self,
+        module: nn.Module,
+        zero_shot: Mapping[str, Tensor],
+        finetuned: Sequence[Mapping[str, Tensor]],
+        *,
+        method: Method | None = None,
+        fisher: Sequence[Mapping[str, Tensor]] = (),
+    ) -> None:
         self.module = module
-        self._targets = []
+        self._method = Wise() if method is None else method
+        self._mixed: list[tuple[Tensor, Slices]] = []
+        self._copied: list[tuple[Tensor, Tensor, Tensor]] = []
+        models = [zero_shot, *finetuned]
+        shared = [name for name in zero_shot if _differ(name, models)]
+        slices = {name: _whole(name, models, fisher) for name in shared if zero_shot[name].is_floating_point()}
+        self._take_statistics(slices)
         for name, target in module.state_dict(keep_vars=True).items():
-            if finetuned[name] is zero_shot[name]:
-                target.data.copy_(zero_shot[name])
+            if name in slices:
+                self._mixed.append((target, self._prepared(slices[name], target.device)))
+            elif name in shared:
+                self._copied.append((target, zero_shot[name], finetuned[0][name]))
             else:
-                self._targets.append((target, zero_shot[name], finetuned[name]))
+                source = zero_shot if name in zero_shot else finetuned[0]
+                target.data.copy_(source[name].reshape(target.shape))
 
     @torch.no_grad()
     def set_alpha(self, alpha: float) -> None:
         """Make the module theta_alpha."""
-        for target, zero_shot, finetuned in self._targets:
-            interpolate(zero_shot, finetuned, alpha, out=target.data)
+        for target, slices in self._mixed:
+            self._mix(slices, alpha, target.data)
+        for target, zero_shot, finetuned in self._copied:
+            target.data.copy_((finetuned if alpha == 1.0 else zero_shot).reshape(target.shape))
+
+    def _take_statistics(self, slices: Mapping[str, Slices]) -> None:
+        """On the host, wherever the models are: the numbers are those of a written ensemble."""
+
+        def read(block: Block) -> Slices:
+            return _fp32(slices[block.name].piece(block.start, block.stop), torch.device("cpu"))
+
+        take_statistics(self._method, {name: whole.models[0].numel() for name, whole in slices.items()}, read)
+
+    def _prepared(self, slices: Slices, device: torch.device) -> Slices:
+        """As :meth:`Method.prepare`, piece by piece. The merged model is held where theta_1 was."""
+        endpoint = torch.empty_like(slices.models[1], dtype=torch.float32)
+        for start, stop in _pieces(slices, device):
+            prepared = self._method.prepare(_fp32(slices.piece(start, stop), device))
+            if prepared.endpoint is None:
+                return slices
+            endpoint[start:stop] = prepared.endpoint
+        return replace(slices, models=slices.models[:1], fisher=(), endpoint=endpoint)
+
+    def _mix(self, slices: Slices, alpha: float, target: Tensor) -> None:
+        """Fill a tensor, whose elements need not lie in row-major order."""
+        out = target.view(-1) if target.is_contiguous() else torch.empty_like(target.flatten())
+        slices = _moved(slices, target.device)
+        for start, stop in _pieces(slices, target.device):
+            piece = _fp32(slices.piece(start, stop), target.device)
+            self._method.mix(piece, alpha, out[start:stop])
+        if not target.is_contiguous():
+            target.copy_(out.view(target.shape))
 
 
 def load_weights(
-    weights: Weights, module: nn.Module, *, device: torch.device, carried: Mapping[str, Tensor] | None = None
+    weights: Weights,
+    module: nn.Module,
+    *,
+    device: torch.device,
+    carried: Mapping[str, Tensor] | None = None,
+    others: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """The tensors that a module needs, in their stored dtype, on a device.
+    """The tensors that a module needs, in their stored dtype, on a device. Those that are nowhere are left out.
 
     Args:
         weights: Where they are read from.
         module: Decides which, and their shapes.
         device: Where they go.
         carried: Tensors to take as they are, in place of those that ``weights`` has not.
+        others: Names of tensors that are loaded too, and stay on the host.
     """
+    shapes = {name: target.shape for name, target in module.state_dict().items()}
     loaded = {} if carried is None else {name: tensor for name, tensor in carried.items() if name not in weights}
-    for name, target in module.state_dict().items():
-        if name not in loaded:
-            loaded[name] = weights.read(name).reshape(target.shape).to(device)
+    for name in shapes.keys() & weights.keys():
+        loaded[name] = weights.read(name).reshape(shapes[name]).to(device)
+    for name in (set(others) & weights.keys()) - shapes.keys():
+        loaded[name] = weights.tensor(name)
     return loaded
+
+
+def _differ(name: str, models: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether all models have the tensor, and not all the same object."""
+    return all(name in model for model in models) and any(model[name] is not models[0][name] for model in models)
+
+
+def _whole(name: str, models: Sequence[Mapping[str, Tensor]], fisher: Sequence[Mapping[str, Tensor]]) -> Slices:
+    """A tensor as it is held: flat, of any dtype, on any device."""
+    return Slices(
+        name,
+        0,
+        tuple(model[name].detach().reshape(-1) for model in models),
+        tuple(information[name].detach().reshape(-1) for information in fisher),
+    )
+
+
+def _pieces(slices: Slices, device: torch.device) -> list[tuple[int, int]]:
+    size = HOST_PIECE if device.type == "cpu" else DEVICE_PIECE
+    numel = slices.models[0].numel()
+    return [(start, min(start + size, numel)) for start in range(0, numel, size)]
+
+
+def _moved(slices: Slices, device: torch.device, dtype: torch.dtype | None = None) -> Slices:
+    """The slices on a device; those that are there already are not copied."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype or tensor.dtype, non_blocking=True)
+
+    return replace(
+        slices,
+        models=tuple(map(move, slices.models)),
+        fisher=tuple(map(move, slices.fisher)),
+        endpoint=None if slices.endpoint is None else move(slices.endpoint),
+    )
+
+
+def _fp32(slices: Slices, device: torch.device) -> Slices:
+    return _moved(slices, device, torch.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,15 +29,38 @@ class Slices:
     """theta_0, theta_1, ... theta_n."""
     fisher: Sequence[Tensor] = ()
     """The diagonal Fisher information of each of the models, where the method asks for it."""
+    endpoint: Tensor | None = None
+    """What alpha = 1 gives, where :meth:`Method.prepare` has worked it out; of the models only theta_0 is needed."""
+
+    def piece(self, start: int, stop: int) -> Slices:
+        """The elements ``[start, stop)`` of these, as views."""
+        return replace(
+            self,
+            start=self.start + start,
+            models=tuple(model[start:stop] for model in self.models),
+            fisher=tuple(fisher[start:stop] for fisher in self.fisher),
+            endpoint=None if self.endpoint is None else self.endpoint[start:stop],
+        )
 
 
 class Method(ABC):
-    """A way to merge theta_0 with n fine-tuned models. Integers, masks and carried tensors never get here."""
+    """A way to merge theta_0 with n fine-tuned models. Integers, masks and carried tensors never get here.
+
+    :meth:`begin` comes first, then the passes of statistics; after them the method no longer changes, and slices may
+    be prepared and mixed from several threads.
+    """
 
     name: str
     """As people write it: ``wise``."""
     num_passes: int = 0
     """Passes of statistics before the first call of :meth:`mix`."""
+
+    def begin(self, sizes: Mapping[str, int]) -> None:  # noqa: B027, most methods have no use for it
+        """Called once before everything else, with the number of elements of each tensor that is mixed.
+
+        Raises:
+            UserError: if the method cannot merge such a model.
+        """
 
     def observe(self, number: int, slices: Slices) -> Tensor:
         """What pass ``number`` needs of one block: 1-D numbers (float64 or int64) that are added over the blocks."""
@@ -47,12 +70,16 @@ class Method(ABC):
         """End of pass ``number``: the sums by tensor name, for all tensors."""
         raise NotImplementedError
 
+    def prepare(self, slices: Slices) -> Slices:
+        """The same slices with what every alpha shares worked out; several alphas are mixed faster from them."""
+        return slices
+
     @abstractmethod
     def mix(self, slices: Slices, alpha: float, out: Tensor) -> None:
         """Write the elements of theta_alpha into ``out``, computed in fp32 and rounded once to its dtype.
 
         ``alpha = 0`` gives theta_0 bit for bit. The result depends on the elements, their place and the statistics
-        alone, not on how a tensor is cut.
+        alone, not on how a tensor is cut, nor on whether the slices are prepared.
 
         Args:
             slices: The inputs; left as they are.
@@ -90,12 +117,16 @@ def add_up(found: Mapping[Block, Tensor]) -> dict[str, Tensor]:
 
 
 def take_statistics(method: Method, sizes: Mapping[str, int], read: Callable[[Block], Slices]) -> None:
-    """All passes of a method, one block after the other.
+    """Begin a method and take it through all its passes, one block after the other.
 
     Args:
         method: Learns what it asks for.
         sizes: Elements of each floating-point tensor that is mixed.
-        read: The inputs of a block.
+        read: The inputs of a block, on the host.
+
+    Raises:
+        UserError: as :meth:`Method.begin`.
     """
+    method.begin(sizes)
     for number in range(method.num_passes):
         method.conclude(number, add_up({block: method.observe(number, read(block)) for block in blocks(sizes)}))
