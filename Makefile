@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 
-.PHONY: venv quickstart test test-kills test-matrix test-fast lint format benchmarks clean
+.PHONY: venv quickstart test test-kills test-merge-kills test-matrix test-fast lint format benchmarks clean
 
 venv: $(VENV)/.installed
 
@@ -21,6 +21,9 @@ test: venv  ## everything; tests that need Slurm or real pictures say why they a
 
 test-kills: venv  ## a run killed at 20 random moments and resumed, for ZeRO 1, 2 and 3: a quarter of an hour
 	WISEFT_KILLS=20 WISEFT_KILLED_STAGES=1,2,3 $(BIN)/python -m pytest tests/finetune/test_kills.py -s
+
+test-merge-kills: venv  ## a merge killed at 50 random moments
+	WISEFT_MERGE_KILLS=50 $(BIN)/python -m pytest tests/merge/test_merge_kills.py -s
 
 test-matrix: venv  ## more variants of what `make test` shows: recipes, signals on Slurm, ranks and stages
 	WISEFT_MATRIX=1 $(BIN)/python -m pytest -m matrix
@@ -41,6 +44,7 @@ benchmarks: venv
 	$(BIN)/python -m benchmarks.evaluate
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.finetune
+	$(BIN)/python -m benchmarks.merge
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -102,55 +102,6 @@ def test_an_unknown_dataset_is_answered_with_those_there_are(finished):
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "answer"),
-    [
-        (["--zero-shot", "a", "--output", "b"], "needs RUN, or all of --zero-shot, --finetuned and --output"),
-        (["run", "--zero-shot", "a"], "takes either RUN or --zero-shot, --finetuned and --output, not both"),
-        (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--dtype", "fp8"], "dtype is 'fp8'"),
-        (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--alphas", "0:1:0.3"], "do not lead from 0 to 1"),
-        (["--zero-shot", "a", "--finetuned", "b", "--output", "c", "--alphas", "0,2"], "alpha 2 is not between 0"),
-        (["run", "--average"], "takes the average where the run keeps one: leave --average out"),
-        (["--zero-shot", "/none", "--finetuned", "/none", "--output", "/none/c"], "/none: no such checkpoint"),
-    ],
-)
-def test_merge_with_wrong_options_says_what_is_right(options, answer):
-    assert answer in refused("merge", *options)
-
-
-def test_an_unknown_option_is_a_usage_error():
-    done = wiseft("merge", "--finetune", "x")
-    assert done.returncode == 2
-    assert "No such option" in done.stderr
-
-
-def test_merge_writes_an_ensemble_for_each_alpha(tmp_path):
-    files = [tmp_path / "zero_shot.safetensors", tmp_path / "finetuned.safetensors"]
-    for value, file in enumerate(files):
-        save_file({"weight": torch.full((3, 2), float(value))}, file)
-    done = wiseft("merge", "--zero-shot", files[0], "--finetuned", files[1], "--output", tmp_path / "out",
-                  "--alphas", "0,0.25,1")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    folders = [tmp_path / "out" / name for name in ("alpha_0.00", "alpha_0.25", "alpha_1.00")]
-    assert done.stdout.split() == list(map(str, folders))
-    for alpha, folder in zip((0, 0.25, 1), folders, strict=True):
-        (file,) = folder.glob("*.safetensors")
-        assert torch.equal(load_file(file)["weight"], torch.full((3, 2), float(alpha)))
-    averaged = (
-        "merge",
-        "--zero-shot",
-        files[0],
-        "--finetuned",
-        files[1],
-        "--output",
-        tmp_path / "average",
-        "--average",
-    )
-    assert "finetuned.safetensors: no DeepSpeed checkpoint, and nothing else holds a moving average" in refused(
-        *averaged
-    )
-
-
 def test_debug_shows_the_traceback_too(tmp_path):
     done = wiseft("--debug", "report", tmp_path)
     assert done.returncode == 2

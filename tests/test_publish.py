@@ -13,7 +13,7 @@ from wiseft_dist import storage
 from wiseft_dist.cli import app
 from wiseft_dist.config import MergeConfig, RunConfig, load_config
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge.stage import merge_to_store
+from wiseft_dist.merge.files import merge_to_store
 from wiseft_dist.models.files import WEIGHTS_FILE
 from wiseft_dist.pipeline import execute, remaining
 from wiseft_dist.publish import (
@@ -161,7 +161,7 @@ def test_a_web_server_is_refused_before_any_work(tmp_path: Path):
     with pytest.raises(ValueError, match="a web server takes no uploads"):
         configured(tmp_path, "https://host/runs")
     with pytest.raises(UserError, match="a web server takes no uploads"):
-        merge_to_store(tmp_path / "none", tmp_path / "none", "https://host/runs", MergeConfig())
+        merge_to_store(tmp_path / "none", [tmp_path / "none"], "https://host/runs", MergeConfig())
 
 
 def test_a_relative_folder_is_that_of_the_one_who_started_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,4 +202,4 @@ def test_two_checkpoints_are_merged_straight_into_a_store(
     assert storage.exists(f"{url}/alpha_0.50/{COMMIT_FILE}")
     assert list((tmp_path / "aside").iterdir()) == []
     with pytest.raises(UserError, match=r"alpha_0\.50: is there already"):
-        merge_to_store(*(tmp_path / f"{n}.safetensors" for n in ("a", "b")), url, MergeConfig(alphas=(0.5,)))
+        merge_to_store(tmp_path / "a.safetensors", [tmp_path / "b.safetensors"], url, MergeConfig(alphas=(0.5,)))

@@ -12,6 +12,7 @@ import typer
 
 from wiseft_dist import __version__
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.merge_command import merge
 from wiseft_dist.shards_command import app as shards_app
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(shards_app)
+app.command()(merge)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -32,7 +34,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as finetune.epochs=5.", metavar="[KEY=VALUE]...")
 ]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
-AVERAGE_HELP = "theta_1 is the moving average that a run's checkpoint holds (finetune.ema), not its last weights."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -130,38 +131,6 @@ def _plan_text(described: dict[str, Any]) -> str:
 def finetune(run_directory: RunDirectory) -> None:
     """Run the fine-tuning stage in this process group (torchrun, srun)."""
     _stage("finetune", run_directory)
-
-
-@app.command()
-def merge(
-    run_directory: Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")] = None,
-    zero_shot: Annotated[Path | None, typer.Option("--zero-shot", help="theta_0: file or folder.")] = None,
-    finetuned: Annotated[Path | None, typer.Option("--finetuned", help="theta_1: the same, or DeepSpeed.")] = None,
-    average: Annotated[bool, typer.Option("--average", help=AVERAGE_HELP)] = False,
-    output: Annotated[str | None, typer.Option("--output", help="Folder for the ensembles, or a store's.")] = None,
-    alphas: Annotated[str, typer.Option("--alphas", help="Grid 0:1:0.1 or list 0,0.5,1.")] = "0:1:0.1",
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")] = "fp32",
-    carry: Annotated[list[str] | None, typer.Option("--carry", help="Tensors only theta_0 has: a pattern.")] = None,
-) -> None:  # fmt: skip
-    """Write an ensemble for each alpha: of a run, or of two checkpoints of any kind."""
-    if run_directory is not None:
-        if zero_shot or finetuned or output:
-            raise UserError("wiseft merge takes either RUN or --zero-shot, --finetuned and --output, not both.")
-        if average:
-            raise UserError("wiseft merge RUN takes the average where the run keeps one: leave --average out.")
-        return _stage("merge", run_directory)
-    if zero_shot is None or finetuned is None or output is None:
-        raise UserError("wiseft merge needs RUN, or all of --zero-shot, --finetuned and --output.")
-    from wiseft_dist.config import MergeConfig, parse_section
-    from wiseft_dist.merge.stage import merge_files, merge_to_store
-    from wiseft_dist.storage import is_remote
-
-    settings = parse_section(MergeConfig, {"alphas": alphas, "dtype": dtype}, source="wiseft merge")
-    patterns = tuple(carry or ())
-    if is_remote(output):
-        print(*merge_to_store(zero_shot, finetuned, output, settings, carry=patterns, average=average), sep="\n")
-    else:
-        print(*merge_files(zero_shot, finetuned, Path(output), settings, carry=patterns, average=average), sep="\n")
 
 
 @app.command()

@@ -113,7 +113,7 @@ def use_cores(num_processes: int) -> None:
 
 
 @contextmanager
-def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
+def process_group(ranks: Ranks, *, timeout_minutes: float, on_host: bool = False) -> Iterator[None]:
     """Join the job's process group (nccl on GPUs, gloo on CPUs) and leave it at the end.
 
     The variables that DeepSpeed looks for are exported, so that it never goes looking for MPI.
@@ -122,11 +122,12 @@ def process_group(ranks: Ranks, *, timeout_minutes: float) -> Iterator[None]:
         ranks: This process's place.
         timeout_minutes: After so long a collective is given up, or somewhat later: in training, the watchdog that can
             name who is missing comes first.
+        on_host: Leave GPUs alone.
 
     Raises:
         RunError: if the group does not come together.
     """
-    device = device_of(ranks)
+    device = torch.device("cpu") if on_host else device_of(ranks)
     os.environ.update(
         RANK=str(ranks.rank),
         WORLD_SIZE=str(ranks.world_size),

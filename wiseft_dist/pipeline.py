@@ -15,7 +15,7 @@ from wiseft_dist.evaluate.cells import CellStore
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
-from wiseft_dist.weights.finetuned import is_finetuned
+from wiseft_dist.weights.finetuned import are_models_known, is_finetuned
 
 STAGES = ("finetune", "merge", "evaluate", "report")
 
@@ -66,7 +66,7 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
         return is_finetuned(config, run)
     if job.stage == "merge":
         return not run.missing_ensembles(config.merge.alphas) and ensembles_are_published(config, run)
-    if not is_finetuned(config, run):
+    if not are_models_known(config, run):
         return False
     store = CellStore(config, run)
     if job.stage == "evaluate":
@@ -143,9 +143,7 @@ def _stage_function(stage: str, dataset: str | None) -> Callable[[RunConfig, Run
 
         return finetune
     if stage == "merge":
-        from wiseft_dist.merge.stage import merge
-
-        return merge
+        return _merge
     if stage == "evaluate":
         from wiseft_dist.evaluate.stage import evaluate
 
@@ -153,3 +151,13 @@ def _stage_function(stage: str, dataset: str | None) -> Callable[[RunConfig, Run
     from wiseft_dist.report.stage import report
 
     return report
+
+
+def _merge(config: RunConfig, run: Run) -> None:
+    from wiseft_dist.merge.stage import merge
+
+    if config.merge.method == "greedy_soup":
+        from wiseft_dist.evaluate.greedy import choose_soup
+
+        choose_soup(config, run)
+    merge(config, run)

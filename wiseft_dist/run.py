@@ -27,8 +27,8 @@ IDENTITY = (
     *(f"data.{name}" for name in ("train", "classnames", "templates", "id_val_fraction")),
     *(f"data.{name}" for name in ("augment", "lanes", "block_samples")),
     "finetune",
-    "merge.method",
-    "merge.dtype",
+    *(f"merge.{name}" for name in ("method", "models", "layers", "lines", "density", "seed", "fisher")),
+    *(f"merge.{name}" for name in ("dtype", "max_shard_size")),
 )
 """Settings that decide what the weights are: a run directory belongs to one value of each."""
 FREE = (
@@ -106,6 +106,11 @@ class Run:
     def jobs(self) -> Path:
         """Submitit's folder."""
         return self.path / "jobs"
+
+    @property
+    def soup_file(self) -> Path:
+        """Which models a greedy soup is made of, and every accuracy that decided it."""
+        return self.merged / "soup.json"
 
     def ensemble(self, alpha: float) -> Path:
         """The folder of one written ensemble."""

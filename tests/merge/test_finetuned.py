@@ -80,7 +80,7 @@ def test_what_was_not_trained_is_held_once_in_memory_and_evaluated(copied: Run):
     run = without_merged(copied, {"recipe": "linear_head"}, moved(copied, head=True, towers=False))
     config = run.load_config()
     ensemble = _load_ensemble(config, run, CPU)
-    assert [len(zero_shot.shape) for _, zero_shot, _ in ensemble._targets] == [2, 1]  # the head's weight and bias
+    assert [target.dim() for target, _ in ensemble._mixed] == [2, 1]  # the head's weight and bias
     merge(config, run)
     for alpha in (0.0, 1.0, 0.5):
         ensemble.set_alpha(alpha)
@@ -110,7 +110,26 @@ def test_flyp_has_the_head_that_was_computed_from_its_towers(copied: Run):
         safetensors.torch.save_file(head, folder / HEAD_FILE)
     assert_same(ends(run)[1], towers | head)
     provenance = json.loads((run.ensemble(1.0) / "model.json").read_text())
-    assert provenance["sources"]["finetuned"] == describe_finetuned(run.load_config(), run)
+    (source,) = provenance["sources"]["finetuned"]
+    assert {**source, "content": None} == describe_finetuned(run.load_config(), run) | {"content": None}
+
+
+def test_statistics_in_memory_are_those_of_the_whole_model(copied: Run):
+    """FLYP changes the text tower too, which the module that classifies images has not."""
+    towers = moved(copied, head=False, towers=True)
+    far = {name: value if name.startswith("visual.") else value + 1 for name, value in towers.items()}
+    run = without_merged(copied, {"recipe": "flyp"}, far)
+    with committing(run.finetuned_head) as folder:
+        safetensors.torch.save_file(moved(run, head=True, towers=False), folder / HEAD_FILE)
+    config = run.load_config()
+    config = config.model_copy(update={"merge": config.merge.model_copy(update={"method": "ties", "density": 0.3})})
+    merge(config, run)
+    ensemble = _load_ensemble(config, run, CPU)
+    for alpha in config.merge.alphas:
+        ensemble.set_alpha(alpha)
+        with open_weights(run.ensemble(alpha)) as written:
+            state = ensemble.module.state_dict()
+            assert [name for name in state if not torch.equal(state[name], written.tensor(name))] == []
 
 
 def test_flyp_without_its_head_is_not_finished(copied: Run):
@@ -139,7 +158,7 @@ def test_where_a_run_keeps_an_average_it_is_theta_1(copied: Run):
     for name in weights:
         torch.testing.assert_close(average[name], weights[name] + 1)
     provenance = json.loads((run.ensemble(1.0) / "model.json").read_text())
-    assert provenance["sources"]["finetuned"]["average"] == EMA
+    assert provenance["sources"]["finetuned"][0]["average"] == EMA
     _load_ensemble(run.load_config(), run, CPU).set_alpha(1.0)
 
 

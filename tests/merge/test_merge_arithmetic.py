@@ -11,9 +11,9 @@ from real_checkpoints import same_bits
 from torch import Tensor, nn
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.merge import writer
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.methods.wise import interpolate
+from wiseft_dist.merge.methods.wise import Wise, interpolate
+from wiseft_dist.merge.writer import Inputs, write_ensembles
 from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.records import Weights
@@ -64,27 +64,42 @@ def merged(
     carry: tuple[str, ...] = (),
 ) -> dict[float, dict[str, Tensor]]:
     """Write two models and their ensembles below a path, and read the ensembles back with the safetensors library."""
-    folders = {alpha: path / str(alpha) for alpha in alphas}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
+    folders = {alpha: path / "out" / str(alpha) for alpha in alphas}
     with saved(path / "zero_shot", zero_shot) as first, saved(path / "finetuned", finetuned) as second:
-        writer.write_ensembles(match(first, [second], carry=carry), folders, dtype=dtype)
+        models = match(first, [second], carry=carry)
+        write_ensembles(models, Wise(), folders, dtype=dtype, side_files=no_files)
     return {
-        alpha: {name: value for file in folder.iterdir() for name, value in safetensors.torch.load_file(file).items()}
+        alpha: {
+            name: value
+            for file in folder.glob("*.safetensors")
+            for name, value in safetensors.torch.load_file(file).items()
+        }
         for alpha, folder in folders.items()
     }
 
 
+def no_files(alpha: float, inputs: Inputs) -> dict[str, bytes]:
+    """Nothing beside the weights."""
+    return {}
+
+
+def data(file: Path) -> bytes:
+    """What stands behind the header of a safetensors file."""
+    content = file.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
 def test_merge_at_alpha_zero_is_the_zero_shot_file_byte_for_byte(tmp_path: Path):
+    """But for the spaces behind the header."""
     merged(tmp_path, model(0), model(1), [0.0])
     for file in (WEIGHTS_FILE, HEAD_FILE):
-        assert (tmp_path / "0.0" / file).read_bytes() == (tmp_path / "zero_shot" / file).read_bytes()
+        assert data(tmp_path / "out" / "0.0" / file) == data(tmp_path / "zero_shot" / file)
 
 
 def test_merge_at_alpha_one_is_the_fine_tuned_file_byte_for_byte(tmp_path: Path):
     merged(tmp_path, model(0), model(1), [1.0])
     for file in (WEIGHTS_FILE, HEAD_FILE):
-        assert (tmp_path / "1.0" / file).read_bytes() == (tmp_path / "finetuned" / file).read_bytes()
+        assert data(tmp_path / "out" / "1.0" / file) == data(tmp_path / "finetuned" / file)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -96,8 +111,9 @@ def test_merge_at_alpha_one_has_the_bytes_of_the_sharded_masters(
     live = checkpoint.live()
     zero_shot = {name: torch.ones_like(value) for name, value in live.items()}
     with saved(tmp_path / "zero_shot", zero_shot) as first, open_weights(checkpoint.tag) as second:
-        writer.write_ensembles(match(first, [second]), {1.0: tmp_path}, dtype=torch.float32)
-    written = safetensors.torch.load_file(tmp_path / WEIGHTS_FILE)
+        folders = {1.0: tmp_path / "out"}
+        write_ensembles(match(first, [second]), Wise(), folders, dtype=torch.float32, side_files=no_files)
+    written = safetensors.torch.load_file(tmp_path / "out" / WEIGHTS_FILE)
     assert [name for name in live if not same_bits(written[name], live[name])] == []
 
 
@@ -149,19 +165,6 @@ def test_many_alphas_in_one_pass_are_what_each_is_alone(tmp_path: Path):
         assert all(same_bits(together[alpha][name], value) for name, value in alone[alpha].items())
 
 
-@pytest.mark.parametrize("num_elements", [1, 3, 7, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_of_any_size_write_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_elements: int, dtype: torch.dtype
-):
-    alphas = [0.0, 0.3, 0.7, 1.0]
-    merged(tmp_path / "whole", model(0), model(1), alphas, dtype=dtype)
-    monkeypatch.setattr(writer, "CHUNK_ELEMENTS", num_elements)
-    merged(tmp_path / "chunks", model(0), model(1), alphas, dtype=dtype)
-    for file in (f"{alpha}/{file}" for alpha in alphas for file in (WEIGHTS_FILE, HEAD_FILE)):
-        assert (tmp_path / "chunks" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-
-
 class Live(nn.Module):
     """A module with the tensors of a model."""
 
@@ -186,7 +189,7 @@ def test_an_ensemble_in_memory_is_the_written_one_bit_for_bit(tmp_path: Path):
     module = Live(model(0))
     cpu = torch.device("cpu")
     with open_weights(tmp_path / "zero_shot") as first, open_weights(tmp_path / "finetuned") as second:
-        ensemble = Ensemble(module, load_weights(first, module, device=cpu), load_weights(second, module, device=cpu))
+        ensemble = Ensemble(module, load_weights(first, module, device=cpu), [load_weights(second, module, device=cpu)])
     for alpha in [*alphas, *reversed(alphas)]:
         ensemble.set_alpha(alpha)
         held = module.state_dict()
@@ -197,21 +200,19 @@ def test_an_ensemble_in_memory_is_the_written_one_bit_for_bit(tmp_path: Path):
 def test_a_bf16_module_holds_the_written_ensemble_rounded_once(tmp_path: Path):
     written = merged(tmp_path, model(0), model(1), [0.3])[0.3]
     module = Live(model(0)).to(torch.bfloat16)
-    Ensemble(module, model(0), model(1)).set_alpha(0.3)
+    Ensemble(module, model(0), [model(1)]).set_alpha(0.3)
     for name, value in module.state_dict().items():
         assert same_bits(value, written[name].to(value.dtype)), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("role", ["zero_shot", "finetuned"])
-@pytest.mark.parametrize("num_elements", [10, 10_000])
-def test_a_number_that_is_not_finite_is_refused_by_model_tensor_and_element(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, role: str, num_elements: int
-):
-    monkeypatch.setattr(writer, "CHUNK_ELEMENTS", num_elements)
+def test_a_number_that_is_not_finite_is_refused_by_file_tensor_and_element(tmp_path: Path, value: float, role: str):
     models = {"zero_shot": model(0), "finetuned": model(1)}
     models[role]["visual.weight"].view(-1)[123] = value
-    with pytest.raises(UserError, match=rf"{role}: tensor visual\.weight .*\[37, 11\].* {value} at element 123\b"):
+    with pytest.raises(
+        UserError, match=rf"{role}/{WEIGHTS_FILE}: tensor visual\.weight .*\[37, 11\].* {value} at element 123\b"
+    ):
         merged(tmp_path, *models.values(), [0.5])
 
 
@@ -244,7 +245,7 @@ def test_models_that_differ_are_refused_with_the_list(tmp_path: Path):
         "integers in only one of them: ids",
     ):
         assert part in str(refusal.value)
-    assert list((tmp_path / "0.5").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_long_list_of_differences_is_cut(tmp_path: Path):

@@ -1,7 +1,7 @@
 """`merge_files`: two checkpoints of any kind become committed model folders, or nothing does."""
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from real_checkpoints import same_bits
 from torch import Tensor
 
 from wiseft_dist.config import MergeConfig
-from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.merge import stage
-from wiseft_dist.merge.safetensors_file import SafetensorsFile
-from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, WEIGHTS_FILE
+from wiseft_dist.errors import UserError
+from wiseft_dist.merge.files import merge_files
+from wiseft_dist.merge.stage import PROVENANCE_FILE
+from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
 from wiseft_dist.run import COMMIT_FILE, is_committed, read_commit
 
 SETTINGS = MergeConfig(alphas=(0.0, 0.5, 1.0))
@@ -41,8 +41,12 @@ def save_torch(path: Path, saved: Any) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def merged(zero_shot: Path, finetuned: Path, output: Path, **options: Any) -> list[Path]:
+    return merge_files(zero_shot, [finetuned], output, SETTINGS, **options)[0]
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / PROVENANCE_FILE).read_text())
 
 
 def left_behind(folder: Path) -> list[Path]:
@@ -60,7 +64,7 @@ def left_behind(folder: Path) -> list[Path]:
 )
 def test_a_safetensors_file_is_merged_with_a_torch_file(tmp_path: Path, zero_shot: Path, wrap: Any):
     finetuned = save_torch(tmp_path / "finetuned.pt", wrap(weights(3.0)))
-    folders = stage.merge_files(zero_shot / WEIGHTS_FILE, finetuned, tmp_path / "out", SETTINGS)
+    folders = merged(zero_shot / WEIGHTS_FILE, finetuned, tmp_path / "out")
     assert [folder.name for folder in folders] == ["alpha_0.00", "alpha_0.50", "alpha_1.00"]
     for folder, value in zip(folders, (1.0, 2.0, 3.0), strict=True):
         written = safetensors.torch.load_file(folder / WEIGHTS_FILE)
@@ -73,91 +77,120 @@ def test_a_safetensors_file_is_merged_with_a_sharded_checkpoint(tmp_path: Path, 
     live = checkpoint.live()
     first = {name: value.clone() if value.dtype != torch.float32 else value * 3 for name, value in live.items()}
     safetensors.torch.save_file(first | {"text.w": torch.ones(2)}, tmp_path / "zero_shot.safetensors")
-    folders = stage.merge_files(
-        tmp_path / "zero_shot.safetensors", checkpoint.tag, tmp_path / "out", SETTINGS, carry=("text.*",)
-    )
+    folders = merged(tmp_path / "zero_shot.safetensors", checkpoint.tag, tmp_path / "out", carry=("text.*",))
     written = safetensors.torch.load_file(folders[1] / WEIGHTS_FILE)
     assert written.keys() == live.keys() | {"text.w"}
     for name, value in live.items():
         torch.testing.assert_close(written[name], value * 2 if value.dtype == torch.float32 else value)
-    sources = json.loads((folders[1] / stage.PROVENANCE_FILE).read_text())["sources"]
-    assert sources["finetuned"]["sha256"] == {path.name: sha256(path) for path in checkpoint.tag.glob("*.pt")}
+    (source,) = provenance(folders[1])["sources"]["finetuned"]
+    assert set(source["files"]) == {str(path) for path in checkpoint.tag.glob("*.pt")}
 
 
 def test_a_written_model_says_what_it_is_made_of(tmp_path: Path, zero_shot: Path):
     finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
-    folder = stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)[1]
-    provenance = json.loads((folder / stage.PROVENANCE_FILE).read_text())
-    assert (provenance["alpha"], provenance["method"], provenance["dtype"]) == (0.5, "wise", "fp32")
-    assert provenance["carried_from_zero_shot"] == []
-    assert provenance["sources"] == {
-        "zero_shot": {
-            "path": str(zero_shot / WEIGHTS_FILE),
-            "sha256": {WEIGHTS_FILE: sha256(zero_shot / WEIGHTS_FILE)},
-        },
-        "finetuned": {"path": str(finetuned), "sha256": {"finetuned.pt": sha256(finetuned)}},
-    }
+    model = provenance(merged(zero_shot, finetuned, tmp_path / "out")[1])
+    assert (model["alpha"], model["method"], model["dtype"]) == (0.5, {"name": "wise"}, "fp32")
+    assert model["carried_from_zero_shot"] == model["taken_from_finetuned"] == []
+    paths = {role: [source["path"] for source in sources] for role, sources in model["sources"].items()}
+    assert paths == {"zero_shot": [str(zero_shot / WEIGHTS_FILE)], "finetuned": [str(finetuned)], "fisher": []}
 
 
-def test_a_written_model_is_committed_with_the_hash_of_every_file(tmp_path: Path, zero_shot: Path):
+def test_the_hash_of_a_source_is_that_of_its_tensors_however_they_are_stored(tmp_path: Path, zero_shot: Path):
+    safetensors.torch.save_file(weights(3.0), tmp_path / "finetuned.safetensors")
+    stored = [save_torch(tmp_path / "finetuned.pt", weights(3.0)), tmp_path / "finetuned.safetensors"]
+    other = save_torch(tmp_path / "other.pt", weights(3.5))
+    contents = [
+        provenance(merged(zero_shot, finetuned, tmp_path / f"out_{number}")[0])["sources"]["finetuned"][0]["content"]
+        for number, finetuned in enumerate([*stored, other])
+    ]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_written_model_is_committed_with_every_file(tmp_path: Path, zero_shot: Path):
     finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
-    for folder in stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS):
+    for folder in merged(zero_shot, finetuned, tmp_path / "out"):
         assert is_committed(folder)
-        files = {path.name: sha256(path) for path in folder.iterdir() if path.name != COMMIT_FILE}
-        assert files.keys() == {WEIGHTS_FILE, CONFIG_FILE, CLASSES_FILE, stage.PROVENANCE_FILE}
-        assert {name: entry["sha256"] for name, entry in read_commit(folder)["files"].items()} == files
+        names = {path.name for path in folder.iterdir()} - {COMMIT_FILE}
+        assert names == {WEIGHTS_FILE, CONFIG_FILE, CLASSES_FILE, PROVENANCE_FILE}
+        assert read_commit(folder)["files"].keys() == names
         assert (folder / CONFIG_FILE).read_bytes() == (zero_shot / CONFIG_FILE).read_bytes()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"alpha_0.00", "alpha_0.50", "alpha_1.00"}
+
+
+def test_the_same_call_again_writes_what_is_missing_and_nothing_else(tmp_path: Path, zero_shot: Path):
+    finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
+    folders = merged(zero_shot, finetuned, tmp_path / "out")
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    assert merge_files(zero_shot, [finetuned], tmp_path / "out", SETTINGS) == (folders, None)
+    kept = (folders[0] / WEIGHTS_FILE).stat().st_mtime_ns
+    shutil.rmtree(folders[1])
+    merged(zero_shot, finetuned, tmp_path / "out")
+    assert {path: path.read_bytes() for folder in folders for path in folder.iterdir()} == before
+    assert (folders[0] / WEIGHTS_FILE).stat().st_mtime_ns == kept
+
+
+def test_a_call_with_another_model_refuses_the_output_of_the_first(tmp_path: Path, zero_shot: Path):
+    merged(zero_shot, save_torch(tmp_path / "finetuned.pt", weights(3.0)), tmp_path / "out")
+    other = save_torch(tmp_path / "other.pt", weights(4.0))
+    with pytest.raises(UserError, match=r"alpha_0\.00: another model is there already"):
+        merged(zero_shot, other, tmp_path / "out")
+
+
+def test_several_models_make_a_soup(tmp_path: Path, zero_shot: Path):
+    finetuned = [save_torch(tmp_path / f"{value}.pt", weights(value)) for value in (2.0, 6.0)]
+    settings = MergeConfig(alphas=(0.5, 1.0), method="uniform_soup")
+    folders, _ = merge_files(zero_shot, finetuned, tmp_path / "out", settings)
+    for folder, value in zip(folders, (2.5, 4.0), strict=True):
+        written = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        assert same_bits(written["visual.w"], torch.full((3, 5), value))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "wise"}, "wise merges one fine-tuned model, not 2"),
+        ({"method": "fisher", "fisher": ("a", "b")}, "fisher needs the Fisher information of 3 models"),
+        ({"method": "greedy_soup"}, "greedy_soup chooses its models on a run's ID-val"),
+    ],
+)
+def test_a_method_for_another_number_of_models_is_refused(
+    tmp_path: Path, zero_shot: Path, settings: dict[str, Any], said: str
+):
+    with pytest.raises(UserError, match=said):
+        merge_files(zero_shot, ["a", "b"], tmp_path / "out", MergeConfig(**settings))
+
+
+@pytest.mark.parametrize("headless", ["zero_shot", "finetuned"])
+def test_a_head_that_one_model_has_goes_into_every_ensemble(tmp_path: Path, headless: str):
+    body, head = {"visual.w": torch.ones(3)}, {"head.weight": torch.full((2, 2), 7.0)}
+    files = [tmp_path / "zero_shot.safetensors", tmp_path / "finetuned.safetensors"]
+    for file in files:
+        safetensors.torch.save_file(body if file.stem == headless else body | head, file)
+    with pytest.raises(UserError, match=r"head\.weight"):
+        merged(files[0], files[1], tmp_path / "out")
+    for folder in merged(files[0], files[1], tmp_path / "out", allow_missing_head=True):
+        assert same_bits(safetensors.torch.load_file(folder / HEAD_FILE)["head.weight"], head["head.weight"])
 
 
 def test_an_output_that_is_there_is_refused_and_kept(tmp_path: Path, zero_shot: Path):
     finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
     (tmp_path / "out" / "alpha_0.50").mkdir(parents=True)
     (tmp_path / "out" / "alpha_0.50" / "mine").write_text("mine")
-    with pytest.raises(UserError, match=r"alpha_0\.50: is there already"):
-        stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)
+    with pytest.raises(UserError, match=r"alpha_0\.50: another model is there already"):
+        merged(zero_shot, finetuned, tmp_path / "out")
     assert [path.name for path in left_behind(tmp_path / "out")] == ["alpha_0.50", "mine"]
-
-
-@pytest.mark.parametrize("written_before", [0, 1, 5, 8])
-def test_a_disk_that_fails_in_the_middle_leaves_nothing(
-    tmp_path: Path, zero_shot: Path, monkeypatch: pytest.MonkeyPatch, written_before: int
-):
-    finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
-    remaining = iter(range(written_before))
-    write = SafetensorsFile.write
-
-    def failing(self: SafetensorsFile, name: str, start: int, elements: Tensor) -> None:
-        if next(remaining, None) is None:
-            raise RunError("the disk failed")
-        write(self, name, start, elements)
-
-    monkeypatch.setattr(SafetensorsFile, "write", failing)
-    with pytest.raises(RunError, match="the disk failed"):
-        stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)
-    assert left_behind(tmp_path / "out") == []
 
 
 def test_a_diverged_model_leaves_nothing(tmp_path: Path, zero_shot: Path):
     finetuned = save_torch(tmp_path / "finetuned.pt", weights(float("nan")))
     with pytest.raises(UserError, match=r"holds nan at element 0"):
-        stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)
+        merged(zero_shot, finetuned, tmp_path / "out")
     assert left_behind(tmp_path / "out") == []
 
 
 def test_models_that_do_not_fit_leave_nothing(tmp_path: Path, zero_shot: Path):
     finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0) | {"new": torch.ones(1)})
     with pytest.raises(UserError, match="only in the fine-tuned model: new"):
-        stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)
+        merged(zero_shot, finetuned, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
-
-def test_a_full_disk_is_reported_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero_shot: Path):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    finetuned = save_torch(tmp_path / "finetuned.pt", weights(3.0))
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(RunError, match=rf"{WEIGHTS_FILE}: no room for .*No space left on device"):
-        stage.merge_files(zero_shot, finetuned, tmp_path / "out", SETTINGS)
-    assert left_behind(tmp_path / "out") == []

@@ -12,7 +12,7 @@ from wiseft_dist.config.finetune import (
     ScheduleConfig,
     ValidationConfig,
 )
-from wiseft_dist.config.reading import dump_config, load_config, parse_section
+from wiseft_dist.config.reading import dump_config, load_config, load_tree, parse_section
 from wiseft_dist.config.section import Precision, Section
 from wiseft_dist.config.sections import (
     DistributedConfig,
@@ -23,6 +23,7 @@ from wiseft_dist.config.sections import (
     Resources,
     RunConfig,
     WandbConfig,
+    refuse_number_of_models,
 )
 
 __all__ = [
@@ -49,5 +50,7 @@ __all__ = [
     "batch_arithmetic",
     "dump_config",
     "load_config",
+    "load_tree",
     "parse_section",
+    "refuse_number_of_models",
 ]

@@ -29,6 +29,15 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         UserError: naming the file, the key and, for a misspelt key, the nearest right one.
     """
+    return parse_section(RunConfig, load_tree(path, overrides), source=str(path))
+
+
+def load_tree(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a YAML file, with overrides and resolved, but not checked.
+
+    Raises:
+        UserError: naming the file.
+    """
     tree = _read_yaml(Path(path))
     for override in overrides:
         tree = OmegaConf.merge(tree, _parse_override(override))
@@ -37,7 +46,7 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_interpolation_sentence(error)}") from error
     assert isinstance(plain, dict)  # _read_yaml returns nothing else
-    return parse_section(RunConfig, plain, source=str(path))
+    return {str(key): value for key, value in plain.items()}
 
 
 def _read_yaml(path: Path) -> Any:

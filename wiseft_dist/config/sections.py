@@ -128,11 +128,21 @@ class MergeConfig(Section):
         for name, methods in (("density", ("ties", "dare")), ("fisher", ("fisher",))):
             if getattr(self, name) and self.method not in methods:
                 raise ValueError(f"{name} is a setting of {' and '.join(methods)}, not of {self.method}")
-        if self.models and self.method in SINGLE_MODEL_METHODS:
-            raise ValueError(f"{self.method} merges one fine-tuned model; leave models out or choose a soup")
-        if self.method == "fisher" and len(self.fisher) != 2 + len(self.models):
-            raise ValueError(f"fisher needs {2 + len(self.models)} entries, theta_0's first")
         return self
+
+
+def refuse_number_of_models(merge: MergeConfig, num_finetuned: int) -> None:
+    """Refuse a method that merges another number of fine-tuned models, or has another number of Fisher informations.
+
+    Raises:
+        ValueError: saying what is right.
+    """
+    if num_finetuned > 1 and merge.method in SINGLE_MODEL_METHODS:
+        raise ValueError(f"{merge.method} merges one fine-tuned model, not {num_finetuned}: choose uniform_soup")
+    if num_finetuned == 1 and merge.method == "model_stock":
+        raise ValueError("model_stock needs two fine-tuned models or more")
+    if merge.method == "fisher" and len(merge.fisher) != 1 + num_finetuned:
+        raise ValueError(f"fisher needs the Fisher information of {1 + num_finetuned} models, theta_0's first")
 
 
 class EvaluateConfig(Section):
@@ -279,6 +289,11 @@ class RunConfig(Section):
 
     publish: Annotated[str, AfterValidator(storage.absolute)] | None = None
     """A folder in a store (``s3://bucket/runs/mine``) that gets a copy of each committed ensemble and of the report."""
+
+    @model_validator(mode="after")
+    def _enough_models(self) -> Self:
+        refuse_number_of_models(self.merge, 1 + len(self.merge.models))
+        return self
 
     @model_validator(mode="after")
     def _publish_can_be_written(self) -> Self:

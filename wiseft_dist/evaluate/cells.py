@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 import wiseft_dist
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, load_manifest
-from wiseft_dist.run import Run, alpha_name, commit_digest, committing, digest, is_committed
-from wiseft_dist.weights.finetuned import describe_finetuned
+from wiseft_dist.run import Run, alpha_name, committing, digest, is_committed
+from wiseft_dist.weights.finetuned import describe_models
 
 if TYPE_CHECKING:
     from wiseft_dist.evaluate.sweep import Predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
 METRICS_FILE = "metrics.json"
+METHOD_SETTINGS = ("method", "layers", "lines", "density", "seed")
+"""Of ``merge``: what decides the weights of an ensemble, beside the models and alpha."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class CellStore:
 
     def __init__(self, config: RunConfig, run: Run) -> None:
         self._config, self._run = config, run
+        described = describe_models(config, run)
         self._weights = {
-            "zero_shot": commit_digest(run.zero_shot),
-            "finetuned": describe_finetuned(config, run) | {"path": None},
-            "method": config.merge.method,
+            "models": [
+                {key: value for key, value in model.items() if key != "path"}
+                for role in ("zero_shot", "finetuned", "fisher")
+                for model in described[role]
+            ],
+            "merge": config.merge.model_dump(mode="json", include=set(METHOD_SETTINGS)),
             "precision": config.evaluate.precision,
             "preprocess": config.evaluate.preprocess,
             "code": wiseft_dist.__version__,

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.batch import ClassLabel
-from wiseft_dist.data.cache import shard_cache
-from wiseft_dist.data.evaluation import EvaluationStream
-from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
-from wiseft_dist.data.transforms import evaluation_transform, normalize
+from wiseft_dist.data.stage import datasets_to_evaluate
 from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.scoring import load_module, score_dataset
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
-from wiseft_dist.merge.writer import DTYPES
-from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
-from wiseft_dist.models.clip import preprocess_of, read_config
-from wiseft_dist.progress import progress_bar
+from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, tracking
-from wiseft_dist.weights.finetuned import open_pair
+from wiseft_dist.weights.finetuned import open_models
 
 
 def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None:
@@ -53,12 +47,15 @@ def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None
 
 def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensemble:
     """theta_0 from the run, theta_1 straight from the sharded checkpoint. What was not trained is held once."""
-    module: Classifier = read_classifier(run.zero_shot)
-    module.to(device=device, dtype=DTYPES[config.evaluate.precision]).eval().requires_grad_(False)
-    with open_pair(config, run) as models:
-        zero_shot = load_weights(models.zero_shot, module, device=device)
-        finetuned = load_weights(models.finetuned[0], module, device=device, carried=zero_shot)
-        return Ensemble(module, zero_shot, finetuned)
+    module, method = load_module(config, run, device), make_method(config.merge)
+    with open_models(config, run) as models:
+        # Statistics are those of the whole model, of which the module is only what classifies images.
+        others = [name for name in models.records if models.is_mixed(name)] if method.num_passes else []
+        load = partial(load_weights, module=module, device=device, others=others)
+        zero_shot = load(models.zero_shot)
+        finetuned = [load(each, carried=zero_shot) for each in models.finetuned]
+        fisher = [load(each, carried=zero_shot) for each in models.fisher]
+        return Ensemble(module, zero_shot, finetuned, method=method, fisher=fisher)
 
 
 def _evaluate_dataset(
@@ -70,29 +67,7 @@ def _evaluate_dataset(
     store: CellStore,
     tracker: Tracker,
 ) -> None:
-    preprocess = preprocess_of(read_config(run.zero_shot))
-    stream = EvaluationStream(
-        load_manifest(run, name),
-        evaluation_transform(preprocess, config.evaluate.preprocess),
-        held_out=name == ID_VAL,
-        max_bad=config.evaluate.max_bad_samples,
-        target=ClassLabel(len(read_vocabulary(run.zero_shot).classnames)),
-        cache=shard_cache(config.data),
-    )
-    parameter = next(ensemble.module.parameters())
-
-    def prepare(pixels: Tensor) -> Tensor:
-        return normalize(pixels.to(parameter.device, non_blocking=True), preprocess, parameter.dtype)
-
-    with progress_bar(f"evaluating {name}", total=stream.num_samples, unit="images") as bar:
-        predictions = sweep(
-            ensemble,
-            stream.batches(config.evaluate.batch_size, num_workers=config.evaluate.workers),
-            alphas,
-            prepare=prepare,
-            cache_images=config.evaluate.cache_images,
-            on_progress=bar.advance,
-        )
+    predictions = score_dataset(config, run, name, ensemble, alphas)
     for skipped in predictions.bad:
         tracker.event("skipped", dataset=name, sample=str(skipped))
     for index, alpha in enumerate(alphas):

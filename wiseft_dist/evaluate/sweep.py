@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import BadSample
-from wiseft_dist.merge.ensemble import Ensemble
+
+
+class Adjustable(Protocol):
+    """A module that becomes theta_alpha when told to."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What scores images."""
+
+    def set_alpha(self, alpha: float) -> None:
+        """Make the module theta_alpha."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Predictions:
 
 
 def sweep(
-    ensemble: Ensemble,
+    ensemble: Adjustable,
     batches: Iterable[Batch],
     alphas: Sequence[float],
     *,
@@ -86,7 +97,7 @@ def _groups(batches: Iterable[Batch], cache_images: int) -> Iterator[list[Batch]
 
 
 @torch.inference_mode()
-def _score(ensemble: Ensemble, images: Sequence[Tensor], alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _score(ensemble: Adjustable, images: Sequence[Tensor], alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Predicted classes and confidences ``[K, n]``; the host waits for the device once a group."""
     classes, confidences = [], []
     for alpha in alphas:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from wiseft_dist.config import ModelConfig
+from wiseft_dist import storage
+from wiseft_dist.config import MergeConfig, ModelConfig
 from wiseft_dist.errors import UserError
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
@@ -24,6 +25,18 @@ def check_model_files(model: ModelConfig) -> None:
             raise UserError(
                 f"model: {file} is not readable as weights ({error}). Download or copy it again."
             ) from error
+
+
+def check_merged_models(merge: MergeConfig) -> None:
+    """Look for the files and folders of further models; what is in stores or has a tag is opened by the merge.
+
+    Raises:
+        UserError: naming one that is not there.
+    """
+    for setting in ("models", "fisher"):
+        for source in getattr(merge, setting):
+            if not storage.is_remote(source) and ":" not in source and not Path(source).exists():
+                raise UserError(f"merge.{setting}: {source} is not there.")
 
 
 def _local_files(model: ModelConfig) -> list[Path]:

@@ -21,7 +21,7 @@ from wiseft_dist.data.stage import (
 )
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.follow import queued_jobs, run_pipeline
-from wiseft_dist.launch.model_files import check_model_files
+from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
 from wiseft_dist.run import Run, is_committed, open_run
 
@@ -65,6 +65,7 @@ def _open(config: RunConfig) -> Run:
         _refuse_to_change_under_jobs(config, run)
     if not is_committed(run.zero_shot):
         check_model_files(config.model)
+    check_merged_models(config.merge)
     open_run(config)
     try:
         index(config, run)
@@ -140,11 +141,13 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         "shifts": {name: storage.absolute(url) for name, url in data.shifts.items()},
     }
     model = {key: _if_local(value) for key, value in config.model.model_dump().items()}
+    merged = {name: tuple(map(_if_local, getattr(config.merge, name))) for name in ("models", "fisher")}
     return config.model_copy(
         update={
             "output": str(Path(config.output).expanduser().absolute()),
             "data": data.model_copy(update=local),
             "model": config.model.model_copy(update=model),
+            "merge": config.merge.model_copy(update=merged),
         }
     )
 

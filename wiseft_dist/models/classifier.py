@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.models.clip import Clip, create_unweighted, read_config
-from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, HEAD_PREFIX, WEIGHTS_FILE
+from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, HEAD_PREFIX, INDEX_FILE, WEIGHTS_FILE
 
 
 class Head(nn.Linear):
@@ -81,8 +81,7 @@ def read_head(folder: Path) -> nn.Linear:
 def read_classifier(folder: Path) -> Classifier:
     """The classifier of a folder that holds open_clip weights and a head: theta_0 or a written ensemble."""
     model: Any = create_unweighted(read_config(folder))
-    weights = safetensors.torch.load_file(folder / WEIGHTS_FILE)
-    model.load_state_dict(weights, strict=True)
+    model.load_state_dict(_read_weights(folder), strict=True)
     return Classifier(model.visual, read_head(folder))
 
 
@@ -90,5 +89,13 @@ def read_clip(folder: Path) -> Clip:
     """The whole CLIP model of such a folder."""
     config = read_config(folder)
     model = create_unweighted(config)
-    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE), strict=True)
+    model.load_state_dict(_read_weights(folder), strict=True)
     return Clip(model, config)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """open_clip's weights, which lie in one file or in several."""
+    files = {WEIGHTS_FILE}
+    if (folder / INDEX_FILE).is_file():
+        files = set(json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()) - {HEAD_FILE}
+    return {name: value for file in sorted(files) for name, value in safetensors.torch.load_file(folder / file).items()}

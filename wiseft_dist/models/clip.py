@@ -160,12 +160,18 @@ def _from_name(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path 
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise UserError(f"model.pretrained: {pretrained} is neither a file nor a tag of {name} (tags: {tags}).")
         return _complete({"model_cfg": config}), _given_weights(pretrained)
+    return config_of_tag(name, pretrained or ""), _download(
+        f"{name} {pretrained}", lambda: open_clip.download_pretrained(tag)
+    )
+
+
+def config_of_tag(name: str, pretrained: str) -> dict[str, Any]:
+    """The ``open_clip_config.json`` of an architecture with one of open_clip's pretrained tags."""
+    config, tag = open_clip.get_model_config(name), open_clip.get_pretrained_cfg(name, pretrained)
     if tag.get("quick_gelu"):  # weights trained with QuickGELU are silently worse without it
         config["quick_gelu"] = True
     preprocess = {key: tag[key] for key in PREPROCESS_KEYS if tag.get(key) is not None}
-    return _complete({"model_cfg": config, "preprocess_cfg": preprocess}), _download(
-        f"{name} {pretrained}", lambda: open_clip.download_pretrained(tag)
-    )
+    return _complete({"model_cfg": config, "preprocess_cfg": preprocess})
 
 
 def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path | None]:

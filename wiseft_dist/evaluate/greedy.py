@@ -1,0 +1,151 @@
+"""The greedy soup: which fine-tuned models are averaged is decided on ID-val, one model after the other.
+
+Source: Model soups (arXiv 2203.05482), recipe 1. Models are tried in the order of their own accuracy; each stays in the
+soup if the soup is not worse with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
+from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
+from wiseft_dist.errors import UserError
+from wiseft_dist.evaluate.scoring import load_module, score_dataset
+from wiseft_dist.merge.methods.method import Slices
+from wiseft_dist.merge.methods.uniform_soup import UniformSoup
+from wiseft_dist.models.classifier import Classifier
+from wiseft_dist.run import Run, digest, write_atomically
+from wiseft_dist.tracking import tracking
+from wiseft_dist.weights.finetuned import describe_candidates, open_models
+from wiseft_dist.weights.pairing import Models
+
+
+def choose_soup(config: RunConfig, run: Run) -> None:
+    """Write down which models the run's soup is made of, unless that is written already.
+
+    Every accuracy is kept as soon as it is known: started again, the choice goes on where it was.
+
+    Raises:
+        UserError: if nothing is held out for ID-val, or the models do not fit together.
+        RunError: if a fine-tuning has not finished.
+    """
+    if ID_VAL not in datasets_to_evaluate(config, run):
+        raise UserError(
+            f"{run.path}: greedy_soup chooses on ID-val, and nothing is held out: set data.id_val_fraction."
+        )
+    trials = _Trials(config, run)
+    if trials.chosen is not None:
+        return
+    require_single_process("merge with greedy_soup")
+    use_cores(num_processes=1)
+    candidates = range(1 + len(config.merge.models))
+    with (
+        tracking(config, run, "merge", job="soup") as tracker,
+        open_models(config, run, ingredients=candidates) as models,
+    ):
+        soup = _Soup(load_module(config, run, device_of(discover_ranks())), models)
+
+        def accuracy(ingredients: Sequence[int]) -> float:
+            if (known := trials.accuracy(ingredients)) is not None:
+                return known
+            soup.fill(ingredients)
+            predictions = score_dataset(config, run, ID_VAL, soup, [1.0])
+            found = float(predictions.num_correct[0]) / len(predictions.keys)
+            trials.add(ingredients, found)
+            tracker.event("tried", models=[trials.names[number] for number in ingredients], accuracy=found)
+            return found
+
+        chosen = greedy(candidates, accuracy)
+        trials.choose(chosen)
+        tracker.event("chosen", models=[trials.names[number] for number in chosen])
+
+
+def greedy(candidates: Sequence[int], accuracy: Callable[[Sequence[int]], float]) -> list[int]:
+    """The numbers of the models in the soup, the best single one first.
+
+    Args:
+        candidates: Numbers of the models.
+        accuracy: Of the average of some of them.
+    """
+    first, *others = sorted(candidates, key=lambda number: -accuracy([number]))
+    chosen, best = [first], accuracy([first])
+    for number in others:
+        found = accuracy([*chosen, number])
+        if found >= best:
+            chosen, best = [*chosen, number], found
+    return chosen
+
+
+class _Trials:
+    """``RUN/merge/soup.json``: what was tried so far with these models, and what was chosen."""
+
+    def __init__(self, config: RunConfig, run: Run) -> None:
+        self._file = run.soup_file
+        self.names = [str(run.path), *config.merge.models]
+        settings = config.evaluate.model_dump(mode="json", include={"precision", "preprocess"})
+        data = load_manifest(run, ID_VAL).content_digest
+        key = digest([describe_candidates(config, run), settings, data])
+        known = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        if known.get("key") != key:
+            known = {"key": key, "models": self.names, "accuracies": {}, "chosen": None}
+        self._known = known
+
+    @property
+    def chosen(self) -> list[int] | None:
+        """The numbers of the chosen models, once all is tried."""
+        chosen: list[int] | None = self._known["chosen"]
+        return chosen
+
+    def accuracy(self, ingredients: Sequence[int]) -> float | None:
+        """Of the average of these models, if it was tried."""
+        found: float | None = self._known["accuracies"].get(_label(ingredients))
+        return found
+
+    def add(self, ingredients: Sequence[int], accuracy: float) -> None:
+        self._known["accuracies"][_label(ingredients)] = accuracy
+        self._write()
+
+    def choose(self, ingredients: list[int]) -> None:
+        self._known["chosen"] = ingredients
+        self._write()
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file, json.dumps(self._known, indent=1))
+
+
+def _label(ingredients: Sequence[int]) -> str:
+    return "+".join(map(str, ingredients))
+
+
+@dataclass(frozen=True)
+class _Soup:
+    """A module that is given averages, one tensor at a time: no more than one model is held."""
+
+    module: Classifier
+    models: Models
+
+    def set_alpha(self, alpha: float) -> None:
+        """The soup itself is what was filled in."""
+        assert alpha == 1.0
+
+    @torch.no_grad()
+    def fill(self, ingredients: Sequence[int]) -> None:
+        """Make the module the average of some models; the bits are those of the written soup in fp32."""
+        for name, target in self.module.state_dict(keep_vars=True).items():
+            if self.models.is_mixed(name):
+                target.data.copy_(self._average(name, ingredients).reshape(target.shape))
+
+    def _average(self, name: str, ingredients: Sequence[int]) -> Tensor:
+        chosen = [self.models.finetuned[number] for number in ingredients]
+        slices = Slices(name, 0, [weights.read(name).float() for weights in (self.models.zero_shot, *chosen)])
+        out = torch.empty_like(slices.models[0])
+        UniformSoup().mix(slices, 1.0, out)
+        return out
