@@ -11,6 +11,8 @@ from tiny_clip import MODEL, plain_open_clip, same_weights, write_json
 from torch import nn
 
 from wiseft_dist.data.vocabulary import Vocabulary
+from wiseft_dist.merge.methods.wise import Wise
+from wiseft_dist.merge.writer import write_ensembles
 from wiseft_dist.models.classifier import (
     Classifier,
     read_classifier,
@@ -20,6 +22,9 @@ from wiseft_dist.models.classifier import (
     write_zero_shot,
 )
 from wiseft_dist.models.clip import Clip
+from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE
+from wiseft_dist.weights.pairing import match
+from wiseft_dist.weights.sources import open_weights
 
 VOCABULARY = Vocabulary(("dog", "guitar", "tench"), ("a photo of a {c}.", "une photo d'un·e {c}."))
 CONFIG = {
@@ -100,3 +105,20 @@ def test_open_clip_loads_the_file_by_the_architectures_name(
 def test_a_model_without_a_head_is_written_without_one(clip: Clip, tmp_path: Path) -> None:
     write_zero_shot(tmp_path, clip, None, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+
+
+def test_an_ensemble_in_shards_is_read_as_the_model_that_it_is(clip: Clip, folder: Path, tmp_path: Path) -> None:
+    small = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, CLASSES_FILE)}
+    with open_weights(folder) as model:
+        write_ensembles(
+            match(model, [model]),
+            Wise(),
+            {0.5: tmp_path / "sharded"},
+            dtype=torch.float32,
+            side_files=lambda alpha, inputs: small,
+            max_shard_bytes=200_000,
+        )
+    assert len(list((tmp_path / "sharded").glob("model-*-of-*.safetensors"))) > 1
+    assert same_weights(read_clip(tmp_path / "sharded").model.state_dict(), clip.model.state_dict())
+    expected = read_classifier(folder).state_dict()
+    assert same_weights(read_classifier(tmp_path / "sharded").state_dict(), expected)

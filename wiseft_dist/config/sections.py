@@ -323,8 +323,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _what_one_process_can_do(self) -> Self:
-        for stage in ("merge", "evaluate", "report"):
+        choosing = ("merge",) if self.merge.method == "greedy_soup" else ()
+        for stage in (*choosing, "evaluate", "report"):
             tasks = getattr(self.launch, stage).num_tasks
             if tasks > 1:
-                raise ValueError(f"launch.{stage} asks for {tasks} processes: this stage runs in one a job")
+                reason = "a greedy soup is chosen by one" if stage == "merge" else "this stage runs in one a job"
+                raise ValueError(f"launch.{stage} asks for {tasks} processes: {reason}")
         return self

@@ -13,7 +13,7 @@ from wiseft_dist.config import MergeConfig, refuse_number_of_models
 from wiseft_dist.distributed import discover_ranks, process_group, require_single_process
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.side_files import side_files
-from wiseft_dist.merge.stage import read_request, request_digest, write_models
+from wiseft_dist.merge.stage import TIMEOUT_MINUTES, read_request, request_digest, write_models
 from wiseft_dist.merge.verify import verify
 from wiseft_dist.merge.writer import Written
 from wiseft_dist.models.files import HEAD_PREFIX
@@ -23,8 +23,6 @@ from wiseft_dist.weights.fisher import open_fisher
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.sources import open_weights
-
-TIMEOUT_MINUTES = 30.0
 
 
 def merge_files(

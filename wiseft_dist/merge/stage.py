@@ -24,6 +24,8 @@ from wiseft_dist.weights.finetuned import describe_models, open_models
 from wiseft_dist.weights.pairing import Models
 
 PROVENANCE_FILE = "model.json"
+TIMEOUT_MINUTES = 24 * 60.0
+"""For which the first rank to finish waits for the last; a rank that dies is noticed at once."""
 ROLES = ("zero_shot", "finetuned", "fisher")
 Sources = dict[str, list[dict[str, Any]]]
 """What says where models come from, by role."""
@@ -40,21 +42,25 @@ def merge(config: RunConfig, run: Run) -> None:
     """
     ranks = discover_ranks()
     missing = run.missing_ensembles(config.merge.alphas)
-    group = process_group(ranks, timeout_minutes=config.distributed.timeout_minutes, on_host=True)
+    group = process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, on_host=True)
     with group if ranks.world_size > 1 else nullcontext():
-        if missing:
+        if missing and ranks.is_main:
+            with tracking(config, run, "merge") as tracker:
+                tracker.event("started", alphas=missing)
+                written = _merge_missing(config, run, missing)
+                seconds, num_bytes = round(written.seconds, 1), written.num_bytes_written
+                tracker.event("finished", alphas=missing, seconds=seconds, bytes=num_bytes)
+        elif missing:
             _merge_missing(config, run, missing)
     if ranks.is_main:
         publish_ensembles(config, run)
 
 
-def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> None:
+def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> Written:
     sources = describe_models(config, run)
-    with tracking(config, run, "merge") as tracker, open_models(config, run) as models:
-        tracker.event("started", alphas=missing)
-        folders = {alpha: run.ensemble(alpha) for alpha in missing}
-        written = write_models(models, config.merge, folders, sources=sources, beside=side_files(run.zero_shot))
-        tracker.event("finished", alphas=missing, seconds=round(written.seconds, 1), bytes=written.num_bytes_written)
+    folders = {alpha: run.ensemble(alpha) for alpha in missing}
+    with open_models(config, run) as models:
+        return write_models(models, config.merge, folders, sources=sources, beside=side_files(run.zero_shot))
 
 
 def write_models(

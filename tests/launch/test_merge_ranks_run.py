@@ -1,0 +1,30 @@
+"""The merge job of a run, by several processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tiny_run import wiseft
+
+from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
+from wiseft_dist.run import Run
+
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+def written(run: Run) -> dict[Path, bytes]:
+    files = (run.ensemble(alpha) / name for alpha in ALPHAS for name in (WEIGHTS_FILE, HEAD_FILE))
+    return {file: file.read_bytes() for file in files}
+
+
+def test_two_processes_write_what_one_does_and_only_that_is_done_again(copied: Run):
+    before = written(copied)
+    shutil.rmtree(copied.merged)
+    done = wiseft("run", copied.config_file, "launch.merge.tasks_per_node=2")
+    assert done.returncode == 0, done.stderr
+    assert written(copied) == before
+    assert "merge: done" in done.stderr
+    assert "finetune: done" not in done.stderr
+    events = copied.events_file.read_text()
+    assert events.count('"stage": "merge", "event": "finished"') == 2  # the first run's, and that of both processes
