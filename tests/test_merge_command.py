@@ -43,6 +43,7 @@ def weights_of(folder: Path) -> torch.Tensor:
         (["run", "--method", "ties"], "merges as the run's configuration says: leave the other options out"),
         (["--zero-shot", "/none", "--finetuned", "/none", "--output", "/none/c"], "/none: no such checkpoint"),
         (["--inspect", "/none"], "/none: no such checkpoint"),
+        (["--inspect", "a", "--output", "b"], "looks at one checkpoint and merges nothing"),
         (["--verify", "--output", "/none"], "/none: neither a written model nor a folder of such"),
     ],
 )
@@ -81,6 +82,18 @@ def test_an_ensemble_is_written_for_each_alpha_and_verified(models: list[Path], 
     assert file.name in damaged.stderr and FOLDERS[1] in damaged.stderr
 
 
+def test_verify_refuses_a_source_with_a_flipped_bit(models: list[Path], tmp_path: Path):
+    torch.save({"weight": torch.full((3, 2), 1.0), "ids": torch.arange(4)}, tmp_path / "finetuned.pt")
+    content = (tmp_path / "finetuned.pt").read_bytes()
+    place = content.index(torch.full((3, 2), 1.0).numpy().tobytes())
+    (tmp_path / "finetuned.pt").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    both = ["--zero-shot", models[0], "--finetuned", tmp_path / "finetuned.pt"]
+    done = wiseft("merge", *both, "--output", tmp_path / "out", "--verify")
+    assert done.returncode == 2
+    assert "finetuned.pt" in done.stderr and "is damaged (CRC-32)" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_come_from_a_file_and_options_change_them(models: list[Path], tmp_path: Path):
     settings = tmp_path / "merge.yaml"
     settings.write_text("method: task_arithmetic\nalphas: [1]\ndtype: bf16\nlayers: {weight: {scale: 0.5}}\n")
@@ -92,6 +105,19 @@ def test_settings_come_from_a_file_and_options_change_them(models: list[Path], t
     wrong = wiseft("merge", "--zero-shot", models[0], *both, "--output", tmp_path / "other")
     assert wrong.returncode == 2
     assert "methd is not a setting" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "said"),
+    [("--carry", "nothing*", "has no tensor of such a name"), ("--settings", "FILE", "no tensor is called visul.*")],
+)
+def test_a_pattern_that_fits_nothing_is_a_mistake(models: list[Path], tmp_path: Path, option, setting, said):
+    (tmp_path / "merge.yaml").write_text("layers: {'visul.*': {alpha: 0}}\n")
+    given = [option, tmp_path / "merge.yaml" if setting == "FILE" else setting]
+    done = wiseft("merge", "--zero-shot", models[0], "--finetuned", models[1], "--output", tmp_path / "out", *given)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_checkpoint_holds_is_printed(models: list[Path]):

@@ -201,5 +201,13 @@ def test_two_checkpoints_are_merged_straight_into_a_store(
     assert torch.equal(weights["visual.w"], torch.full((3, 5), 2.0))
     assert storage.exists(f"{url}/alpha_0.50/{COMMIT_FILE}")
     assert list((tmp_path / "aside").iterdir()) == []
-    with pytest.raises(UserError, match=r"alpha_0\.50: is there already"):
-        merge_to_store(tmp_path / "a.safetensors", [tmp_path / "b.safetensors"], url, MergeConfig(alphas=(0.5,)))
+    assert merge_to_store(*_both(tmp_path), url, MergeConfig(alphas=(0.0, 0.5)))[0] == [
+        f"{url}/alpha_0.00",
+        f"{url}/alpha_0.50",
+    ]
+    with pytest.raises(UserError, match=r"alpha_0\.50: another model is there already"):
+        merge_to_store(*_both(tmp_path), url, MergeConfig(alphas=(0.5,), dtype="bf16"))
+
+
+def _both(folder: Path) -> tuple[Path, list[Path]]:
+    return folder / "zero_shot.safetensors", [folder / "finetuned.safetensors"]

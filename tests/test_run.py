@@ -152,9 +152,3 @@ def test_a_run_that_is_not_trained_to_the_end_says_what_to_do(tmp_path):
     write(Run(tmp_path).checkpoints / "step_9", final=False)
     with pytest.raises(RunError, match=r"fine-tuning has not finished\. Run `wiseft finetune"):
         Run(tmp_path).finished_checkpoint()
-
-
-def test_missing_ensembles_are_those_not_committed(tmp_path):
-    run = Run(tmp_path)
-    write(run.ensemble(0.5))
-    assert run.missing_ensembles([0.0, 0.5, 1.0]) == [0.0, 1.0]

@@ -13,6 +13,7 @@ import typer
 from wiseft_dist import __version__
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.merge_command import merge
+from wiseft_dist.printable import printable
 from wiseft_dist.shards_command import app as shards_app
 
 app = typer.Typer(
@@ -57,7 +58,7 @@ def main() -> NoReturn:
 def _stop(error: Exception, code: int) -> NoReturn:
     if DEBUG:
         traceback.print_exception(error)
-    print(f"wiseft: {error}", file=sys.stderr)
+    print("wiseft: " + printable(str(error), keep="\n"), file=sys.stderr)
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from wiseft_dist.errors import UserError
 if TYPE_CHECKING:
     from wiseft_dist.config import MergeConfig
     from wiseft_dist.merge.writer import Written
+    from wiseft_dist.run import Run
 
 SOURCE_HELP = "file, folder, DeepSpeed checkpoint or open_clip ARCH:TAG, here or in a store"
 RunDirectory = Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")]
@@ -40,7 +41,9 @@ Average = Annotated[
         help="theta_1 is the moving average that a run's checkpoint holds (finetune.ema), not its last weights.",
     ),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Read back what is written and check every hash.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Check the sources' checksums first, and read back what is written.")
+]
 Inspect = Annotated[str | None, typer.Option("--inspect", help="Only print what a checkpoint holds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="With --inspect: print JSON.")]
 
@@ -69,6 +72,8 @@ def merge(
 ) -> None:
     """Write an ensemble for each alpha: of a run, or of two or more checkpoints of any kind."""
     if inspect is not None:
+        if run_directory or zero_shot or finetuned or output:
+            raise UserError("wiseft merge --inspect looks at one checkpoint and merges nothing: leave the others out.")
         return _inspect(inspect, as_json=as_json)
     options = {
         "alphas": alphas, "method": method, "lines": lines, "density": density, "seed": seed, "fisher": fisher,
@@ -90,7 +95,7 @@ def merge(
         finetuned,
         output,
         _settings(settings, given),
-        {"carry": tuple(carry or ()), "allow_missing_head": allow_missing_head, "average": average},
+        {"carry": carry or [], "allow_missing_head": allow_missing_head, "average": average, "check": verify},
         verify=verify,
     )
 
@@ -103,13 +108,26 @@ def _inspect(source: str, *, as_json: bool) -> None:
 
 
 def _merge_run(run_directory: Path, *, verify: bool) -> None:
+    from wiseft_dist.distributed import discover_ranks
     from wiseft_dist.pipeline import execute
     from wiseft_dist.run import Run
 
     run = Run(run_directory.absolute())
+    is_verified = verify and discover_ranks().is_main
+    if is_verified:
+        _check_models(run)
     execute("merge", run)
-    if verify:
+    if is_verified:
         _verify(run.merged)
+
+
+def _check_models(run: Run) -> None:
+    from wiseft_dist.weights.finetuned import open_models
+    from wiseft_dist.weights.integrity import check_sources
+
+    with open_models(run.load_config(), run) as models:
+        for weights in (models.zero_shot, *models.finetuned, *models.fisher):
+            check_sources(weights)
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> MergeConfig:

@@ -12,6 +12,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
@@ -65,7 +66,8 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
     if job.stage == "finetune":
         return is_finetuned(config, run)
     if job.stage == "merge":
-        return not run.missing_ensembles(config.merge.alphas) and ensembles_are_published(config, run)
+        is_merged = are_models_known(config, run) and not missing_ensembles(config, run)
+        return is_merged and ensembles_are_published(config, run)
     if not are_models_known(config, run):
         return False
     store = CellStore(config, run)

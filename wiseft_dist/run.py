@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +115,6 @@ class Run:
     def ensemble(self, alpha: float) -> Path:
         """The folder of one written ensemble."""
         return self.merged / alpha_name(alpha)
-
-    def missing_ensembles(self, alphas: Iterable[float]) -> list[float]:
-        """The alphas whose ensemble is not committed yet."""
-        return [alpha for alpha in alphas if not is_committed(self.ensemble(alpha))]
 
     def load_config(self) -> RunConfig:
         """The run's resolved configuration.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_run import wiseft
 
-from wiseft_dist.merge.stage import PROVENANCE_FILE
+from wiseft_dist.merge.request import PROVENANCE_FILE, missing_ensembles
+from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
 from wiseft_dist.run import Run
 from wiseft_dist.weights.finetuned import open_finetuned
 from wiseft_dist.weights.sources import open_weights
@@ -83,6 +84,41 @@ def test_a_further_model_that_is_not_there_is_said_before_anything_starts(soup: 
     done = wiseft("run", soup.config_file)
     assert done.returncode == 2
     assert "far.safetensors is not there" in done.stderr
+
+
+def test_a_further_model_may_be_whole_and_a_changed_one_makes_new_ensembles(copied: Run, tmp_path: Path):
+    further = tmp_path / "further"
+    copied.ensemble(1.0).rename(further)
+    text = copied.config_file.read_text().replace(
+        "  method: wise\n  models: []\n", "  method: uniform_soup\n  models: X\n"
+    )
+    copied.config_file.write_text(text.replace("models: X", f"models: [{further}]"))
+    before = _loaded(str(further))
+    done = wiseft("merge", copied.path)
+    assert done.returncode == 0, done.stderr
+    soup = _loaded(str(copied.ensemble(1.0)))
+    assert all(torch.equal(soup[name], before[name]) for name in before)  # theta_1 with itself
+    assert missing_ensembles(copied.load_config(), copied) == []
+    head = load_file(further / HEAD_FILE)
+    save_file({name: value + 1 for name, value in head.items()}, further / HEAD_FILE)
+    assert missing_ensembles(copied.load_config(), copied) == [0.0, 0.5, 1.0]
+    assert wiseft("merge", copied.path).returncode == 0
+    torch.testing.assert_close(_loaded(str(copied.ensemble(1.0)))["head.bias"], before["head.bias"] + 0.5)
+
+
+def test_a_further_model_that_differs_in_what_the_run_does_not_train_is_refused(copied: Run, tmp_path: Path):
+    further = tmp_path / "further"
+    copied.ensemble(1.0).rename(further)
+    weights = load_file(further / WEIGHTS_FILE)
+    weights["ln_final.bias"] += 1
+    save_file(weights, further / WEIGHTS_FILE)
+    text = copied.config_file.read_text().replace(
+        "  method: wise\n  models: []\n", "  method: uniform_soup\n  models: X\n"
+    )
+    copied.config_file.write_text(text.replace("models: X", f"models: [{further}]"))
+    done = wiseft("merge", copied.path)
+    assert done.returncode == 2
+    assert "has another ln_final.bias than theta_0, which this run does not train" in done.stderr
 
 
 def _loaded(path: str) -> dict[str, torch.Tensor]:

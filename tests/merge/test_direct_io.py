@@ -1,10 +1,12 @@
 """Positioned writes, with and without the page cache."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
+from wiseft_dist.errors import RunError
 from wiseft_dist.merge.direct_io import PositionedFile, aligned_buffer, create_sized
 
 
@@ -31,3 +33,14 @@ def test_a_file_that_is_made_again_keeps_what_was_written_into_it(tmp_path: Path
         file.write(b"data")
     create_sized(path, 10_000, b"header")
     assert path.read_bytes()[5000:5004] == b"data" and path.stat().st_size == 10_000
+
+
+def test_a_file_too_many_is_named(tmp_path: Path):
+    create_sized(tmp_path / "file", 4096, b"header")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"file: cannot be opened: Too many open files\. Merge fewer alphas"):
+            PositionedFile(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -222,3 +222,30 @@ def test_models_on_the_host_or_the_device_set_a_module_on_the_device(case, held_
         ensemble.set_alpha(alpha)
         for name, value in merged(METHODS[case](), models, alpha, fisher=fisher).items():
             torch.testing.assert_close(module.state_dict()[name].cpu(), value, rtol=3e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["wise", "ties"])
+def test_a_mask_of_infinities_stays_and_leaves_the_rest_alone(case):
+    plain, _ = inputs(case)
+    mask = torch.full((60, 60), float("-inf")).triu(1)
+    models = [model | {"mask": mask.clone()} for model in plain]
+    without = [model | {"mask": torch.zeros(60, 60)} for model in plain]
+    module = Live(models[0])
+    ensemble = Ensemble(module, models[0], models[1:], method=METHODS[case]())
+    for alpha in ALPHAS:
+        ensemble.set_alpha(alpha)
+        assert differing(module, merged(METHODS[case](), without, alpha) | {"mask": mask}) == []
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_an_ensemble_may_be_set_in_inference_mode(made):
+    models, _ = inputs("wise")
+    wide = {"wide": torch.randn(3, 2, 5, 5)}
+    models = [model | wide if index == 0 else model | {"wide": wide["wide"] + 1} for index, model in enumerate(models)]
+    with torch.inference_mode(made):
+        module = Live(models[0]).to(memory_format=torch.channels_last)
+        ensemble = Ensemble(module, models[0], models[1:])
+    with torch.inference_mode():
+        ensemble.set_alpha(0.3)
+    assert not module.wide.is_contiguous()
+    assert differing(module, merged(Wise(), models, 0.3)) == []

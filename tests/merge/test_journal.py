@@ -1,9 +1,11 @@
 """The journal of finished chunks, however its writers ended."""
 
+import resource
 from pathlib import Path
 
 import pytest
 
+from wiseft_dist.errors import RunError
 from wiseft_dist.merge.journal import DIGEST_BYTES, Finished, Journal, journals, next_attempt, read_journals
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -56,3 +58,14 @@ def test_some_of_the_alphas_may_be_asked_for_and_none_that_were_not_written(tmp_
     found = read_journals(tmp_path, alphas=(0.5, 1.0), num_inputs=2)[3]
     assert found.inputs() == finished(1).inputs() and found.outputs() == finished(1).outputs()[1:]
     assert read_journals(tmp_path, alphas=(0.5, 0.7), num_inputs=2) == {}
+
+
+def test_a_journal_that_finds_no_room_is_named_and_its_whole_lines_count(tmp_path: Path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"journal-0001-00000\.jsonl: cannot be written: File too large"):
+            written(tmp_path, dict.fromkeys(range(10), 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_journals(tmp_path, alphas=ALPHAS, num_inputs=2) == {0: finished(1), 1: finished(1)}

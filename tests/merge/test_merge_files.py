@@ -14,7 +14,7 @@ from torch import Tensor
 from wiseft_dist.config import MergeConfig
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.files import merge_files
-from wiseft_dist.merge.stage import PROVENANCE_FILE
+from wiseft_dist.merge.request import PROVENANCE_FILE
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
 from wiseft_dist.run import COMMIT_FILE, is_committed, read_commit
 
@@ -193,4 +193,3 @@ def test_models_that_do_not_fit_leave_nothing(tmp_path: Path, zero_shot: Path):
     with pytest.raises(UserError, match="only in the fine-tuned model: new"):
         merged(zero_shot, finetuned, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-

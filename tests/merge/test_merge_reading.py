@@ -273,6 +273,32 @@ def test_a_safetensors_header_longer_than_its_file_is_refused(tmp_path: Path, le
         open_weights(path)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float8_e4m3fn, "F8_E4M3"),
+        (torch.float8_e5m2, "F8_E5M2"),
+        (torch.uint16, "U16"),
+        (torch.uint32, "U32"),
+        (torch.uint64, "U64"),
+        (torch.complex64, "C64"),
+    ],
+)
+def test_a_dtype_that_merging_has_not_is_refused_by_name(tmp_path: Path, dtype: torch.dtype, said: str):
+    saved = {"a": torch.ones(2), "w": torch.zeros(2, dtype=dtype)}
+    safetensors.torch.save_file(saved, tmp_path / "m.safetensors")
+    with pytest.raises(UserError, match=rf"m\.safetensors: dtype {said} of tensor w is not supported; convert it"):
+        open_weights(tmp_path / "m.safetensors")
+
+
+def test_a_header_longer_than_the_format_allows_is_refused_unread(tmp_path: Path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((100_000_001).to_bytes(8, "little"))
+    os.truncate(path, 200_000_000)
+    with pytest.raises(UserError, match="header has 100,000,001 bytes, and the format allows 100,000,000"):
+        open_weights(path)
+
+
 def test_a_file_that_shrinks_after_it_was_opened_is_refused_by_name(tmp_path: Path):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file({"w": torch.ones(100)}, path)

@@ -23,6 +23,7 @@ from torch import Tensor
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.merge.inputs import InputReader
 from wiseft_dist.merge.layout import cut, lay_out
+from wiseft_dist.merge.methods.fisher import Fisher
 from wiseft_dist.merge.methods.method import Slices
 from wiseft_dist.merge.methods.wise import Wise
 from wiseft_dist.merge.ranks import RankGroup
@@ -250,6 +251,60 @@ def test_a_refused_input_leaves_nothing(tmp_path: Path):
     assert safetensors.torch.load_file(tmp_path / "out" / "alpha_1.0" / WEIGHTS_FILE)["visual.b"][2, 5].isnan()
 
 
+@pytest.mark.parametrize("case", ["wise", "slerp", "ties", "model_stock", "task_arithmetic", "uniform_soup"])
+def test_a_mask_of_infinities_that_is_the_same_everywhere_stays_to_the_bit_and_leaves_the_rest_alone(
+    tmp_path: Path, case: str
+):
+    count = 1 + number_of_models(case)
+    plain = [{"w": tensor((3000,), torch.float32, seed), "mask": torch.zeros(40, 40)} for seed in range(count)]
+    mask = torch.full((40, 40), float("-inf")).triu(1)
+    mask[3, 0], mask[4, 0] = float("nan"), -0.0
+    with opened(tmp_path / "models", [model | {"mask": mask} for model in plain]) as models:
+        with pytest.raises(UserError, match=r"tensor mask .* holds -inf at .* of -inf, pass --allow-nonfinite"):
+            write(models, tmp_path / "out", [0.3], METHODS[case]())
+        write(models, tmp_path / "out", [0.3, 1.0], METHODS[case](), allow_nonfinite=True, chunk_bytes=4096)
+    for alpha in (0.3, 1.0):
+        found = safetensors.torch.load_file(tmp_path / "out" / f"alpha_{alpha}" / WEIGHTS_FILE)
+        assert same_bits(found["mask"], mask)
+        assert same_bits(found["w"], expected(plain, case, alpha, torch.float32)["w"])
+
+
+@contextmanager
+def with_information(folder: Path, information: Sequence[Model]) -> Iterator[Models]:
+    """Two small models, and what their Fisher information is said to be."""
+    with opened(folder / "models", [{"w": torch.ones(3)}, {"w": torch.zeros(3)}]) as models:
+        for index, values in enumerate(information):
+            safetensors.torch.save_file(dict(values), folder / f"fisher_{index}.safetensors")
+        fisher = [open_weights(folder / f"fisher_{index}.safetensors") for index in range(2)]
+        yield match(models.zero_shot, models.finetuned, fisher=fisher)
+        for each in fisher:
+            each.close()
+
+
+def test_fisher_information_may_be_more_than_the_written_dtype_holds(tmp_path: Path):
+    information = [{"w": torch.full((3,), value)} for value in (3e6, 1e6)]
+    with with_information(tmp_path, information) as models:
+        write(models, tmp_path / "out", [0.5], Fisher(), dtype=torch.float16)
+    found = safetensors.torch.load_file(tmp_path / "out" / "alpha_0.5" / WEIGHTS_FILE)["w"]
+    assert found.tolist() == [0.75] * 3
+
+
+@pytest.mark.parametrize("allow_nonfinite", [False, True])
+def test_negative_fisher_information_is_refused(tmp_path: Path, allow_nonfinite: bool):
+    information = [{"w": torch.ones(3)}, {"w": torch.tensor([1.0, -0.0, -2.0])}]
+    named = r"fisher_1\.safetensors: tensor w .* holds -2\.0 at element 2\. Fisher information is never negative"
+    with with_information(tmp_path, information) as models, pytest.raises(UserError, match=named):
+        write(models, tmp_path / "out", [0.5], Fisher(), allow_nonfinite=allow_nonfinite)
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_a_tensor_whose_name_the_format_needs_is_refused(tmp_path: Path):
+    torch.save({"__metadata__": torch.ones(2), "v": torch.ones(2)}, tmp_path / "0.pt")
+    with open_weights(tmp_path / "0.pt") as weights, pytest.raises(UserError, match="tensor __metadata__: safetensors"):
+        write(match(weights, [weights]), tmp_path / "out")
+    assert files_of(tmp_path / "out") == {}
+
+
 def test_a_mixture_that_the_written_dtype_cannot_hold_is_refused(tmp_path: Path):
     tensors = [{"w": torch.full((3,), value)} for value in (4e4, 6e4, 6e4)]
     with (
@@ -324,6 +379,47 @@ def test_an_input_that_is_gone_or_cut_short_is_named(tmp_path: Path):
         assert files_of(tmp_path / "out") == {}
 
 
+@pytest.mark.parametrize("what", ["overwritten", "gone"])
+def test_an_input_that_changes_while_it_is_merged_gives_no_ensemble(tmp_path: Path, what: str):
+    first, second = two_models()
+    path = tmp_path / "models" / "1.safetensors"
+
+    class Disturbed(Wise):
+        """Somebody meddles with theta_1 as soon as the plan is made."""
+
+        def begin(self, sizes: Mapping[str, int]) -> None:
+            if what == "gone":
+                path.rename(tmp_path / "elsewhere")
+            else:
+                safetensors.torch.save_file(first, path)
+
+    said = {"overwritten": "changed while it was merged. Merge again", "gone": "is no longer there"}[what]
+    with opened(tmp_path / "models", [first, second]) as models:
+        models.finetuned[0].read("visual.a")
+        with pytest.raises(RunError, match=rf"1\.safetensors: {said}"):
+            write(models, tmp_path / "out", method=Disturbed())
+    assert not list((tmp_path / "out").glob("alpha*"))
+    assert what == "gone" or files_of(tmp_path / "out") == {}
+
+
+@contextmanager
+def most_open_files(soft: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_alphas_than_files_that_may_be_open_at_first_are_written(tmp_path: Path):
+    alphas = [number / 99 for number in range(100)]
+    few = 20 + len(list(Path("/proc/self/fd").iterdir()))
+    with opened(tmp_path / "models", two_models(30)) as models, most_open_files(few):
+        write(models, tmp_path / "out", alphas)
+    assert sum(is_committed(folder) for folder in (tmp_path / "out").iterdir()) == 100
+
+
 def test_another_plan_does_not_go_on_from_the_chunks_of_this(tmp_path: Path):
     def fail(alpha: float, inputs: Inputs) -> dict[str, bytes]:
         raise RunError("interrupted")
@@ -358,3 +454,42 @@ def test_an_uncommitted_folder_in_the_place_of_an_ensemble_is_replaced(tmp_path:
     with opened(tmp_path / "models", two_models()) as models:
         write(models, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out" / "alpha_0.3").iterdir()} == {WEIGHTS_FILE, HEAD_FILE, COMMIT_FILE}
+
+
+def test_an_ensemble_that_was_committed_meanwhile_is_not_replaced(tmp_path: Path):
+    with opened(tmp_path / "models", two_models()) as models:
+        write(models, tmp_path / "out", [0.3])
+        before = files_of(tmp_path / "out" / "alpha_0.3")
+        with pytest.raises(UserError, match=r"alpha_0\.3: is there already"):
+            write(models, tmp_path / "out", [0.3], dtype=torch.bfloat16)
+    assert files_of(tmp_path / "out" / "alpha_0.3") == before
+
+
+def test_hidden_folders_of_others_stay(tmp_path: Path):
+    (tmp_path / "out" / ".merge-notes").mkdir(parents=True)
+    (tmp_path / "out" / ".merge-notes" / "mine.txt").touch()
+    with opened(tmp_path / "models", two_models()) as models:
+        write(models, tmp_path / "out")
+    assert (tmp_path / "out" / ".merge-notes" / "mine.txt").is_file()
+
+
+def test_small_files_that_find_no_room_are_named_and_the_next_attempt_goes_on(tmp_path: Path):
+    with opened(tmp_path / "models", two_models()) as models:
+        large = {"notes.txt": b"x" * 200_000}
+        with (
+            largest_file(100_000),
+            pytest.raises(RunError, match=r"alpha_0\.00: cannot be written: File too large\. Free space"),
+        ):
+            write(models, tmp_path / "out", side_files=lambda alpha, inputs: large)
+        written = write(models, tmp_path / "out", side_files=lambda alpha, inputs: large)
+    assert written.num_chunks_kept == written.num_chunks and is_committed(tmp_path / "out" / "alpha_0.3")
+
+
+def test_a_plan_that_finds_no_room_is_named(tmp_path: Path):
+    with (
+        opened(tmp_path / "models", two_models()) as models,
+        largest_file(100),
+        pytest.raises(RunError, match=r"\.merge-\w+: cannot be written: File too large"),
+    ):
+        write(models, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("alpha*"))

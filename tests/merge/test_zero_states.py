@@ -95,7 +95,8 @@ def test_no_part_of_any_state_is_padding(zero_checkpoint: Written, tmp_path: Pat
 
 def _poison(path: Path, covered: set[tuple[Path, int]]) -> int:
     """Write NaN over the elements of flat partitions that are not covered."""
-    from wiseft_dist.weights.torch_archive import StoredTensor, read_archive
+    from wiseft_dist.weights.stored_tensor import StoredTensor
+    from wiseft_dist.weights.torch_archive import read_archive
 
     def tensors(value: Any) -> list[StoredTensor]:
         if isinstance(value, StoredTensor):

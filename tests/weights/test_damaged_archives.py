@@ -82,3 +82,12 @@ def test_a_file_of_old_torch_is_refused_with_what_to_do(tmp_path: Path):
     torch.save(SAVED, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"format of torch before 1\.6.*weights_only=True\) and torch\.save it again"):
         open_weights(tmp_path / "m.pt")
+
+
+def test_numbers_in_another_byte_order_are_refused(archive: Path, tmp_path: Path):
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "big.pt", "w") as new:
+        for info in old.infolist():
+            content = b"big" if info.filename == "m/byteorder" else old.read(info)
+            new.writestr(info.filename, content)
+    with pytest.raises(UserError, match=r"big\.pt: was not saved in little-endian order"):
+        open_weights(tmp_path / "big.pt")

@@ -132,3 +132,15 @@ def test_a_module_that_holds_itself_is_refused(tmp_path: Path):
         archive.writestr("archive/data.pkl", looped)
     with pytest.raises(UserError, match=r"m\.pt: not a readable torch checkpoint"):
         open_weights(tmp_path / "m.pt")
+
+
+def test_modules_that_hold_each_other_twice_are_refused_before_all_paths_are_taken(tmp_path: Path):
+    """With 40 of them there are 2^40 names."""
+    made = b"c__torch__.m\nM\n)\x81}bq\x00"
+    for number in range(40):
+        held = b"h" + bytes([number])
+        made += b"0c__torch__.m\nM\n)\x81}(X\1\0\0\0a" + held + b"X\1\0\0\0b" + held + b"ubq" + bytes([number + 1])
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + made + b".")
+    with pytest.raises(UserError, match="more than 100,000 modules"):
+        open_weights(tmp_path / "m.pt")

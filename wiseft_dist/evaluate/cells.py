@@ -16,7 +16,7 @@ import wiseft_dist
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, load_manifest
 from wiseft_dist.run import Run, alpha_name, committing, digest, is_committed
-from wiseft_dist.weights.finetuned import describe_models
+from wiseft_dist.weights.finetuned import describe_models, without_places
 
 if TYPE_CHECKING:
     from wiseft_dist.evaluate.sweep import Predictions
@@ -49,13 +49,8 @@ class CellStore:
 
     def __init__(self, config: RunConfig, run: Run) -> None:
         self._config, self._run = config, run
-        described = describe_models(config, run)
         self._weights = {
-            "models": [
-                {key: value for key, value in model.items() if key != "path"}
-                for role in ("zero_shot", "finetuned", "fisher")
-                for model in described[role]
-            ],
+            "models": without_places(describe_models(config, run)),
             "merge": config.merge.model_dump(mode="json", include=set(METHOD_SETTINGS)),
             "precision": config.evaluate.precision,
             "preprocess": config.evaluate.preprocess,

@@ -21,9 +21,9 @@ from wiseft_dist.evaluate.scoring import load_module, score_dataset
 from wiseft_dist.merge.methods.method import Slices
 from wiseft_dist.merge.methods.uniform_soup import UniformSoup
 from wiseft_dist.models.classifier import Classifier
-from wiseft_dist.run import Run, digest, write_atomically
+from wiseft_dist.run import Run, write_atomically
 from wiseft_dist.tracking import tracking
-from wiseft_dist.weights.finetuned import describe_candidates, open_models
+from wiseft_dist.weights.finetuned import candidates_digest, open_models
 from wiseft_dist.weights.pairing import Models
 
 
@@ -91,10 +91,10 @@ class _Trials:
         self.names = [str(run.path), *config.merge.models]
         settings = config.evaluate.model_dump(mode="json", include={"precision", "preprocess"})
         data = load_manifest(run, ID_VAL).content_digest
-        key = digest([describe_candidates(config, run), settings, data])
+        key = {"candidates": candidates_digest(config, run), "data": data, "settings": settings}
         known = json.loads(self._file.read_text()) if self._file.is_file() else {}
-        if known.get("key") != key:
-            known = {"key": key, "models": self.names, "accuracies": {}, "chosen": None}
+        if {name: known.get(name) for name in key} != key:
+            known = {**key, "models": self.names, "accuracies": {}, "chosen": None}
         self._known = known
 
     @property

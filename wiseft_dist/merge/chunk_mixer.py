@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.direct_io import aligned_buffer
-from wiseft_dist.merge.inputs import InputReader, first_beyond
+from wiseft_dist.merge.inputs import Constants, InputReader, first_beyond, set_aside
 from wiseft_dist.merge.layout import Chunk, Piece
 from wiseft_dist.merge.methods.method import Method, Slices
 
@@ -24,6 +24,8 @@ class _Mixed:
 
     slices: Slices
     out: Tensor
+    constants: Constants | None
+    """NaN and Inf that are the same in all models, where such numbers are allowed."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class ChunkMixer:
                 part.out.copy_(part.at_one if alpha == 1.0 else part.below_one)
             else:
                 self._method.mix(part.slices, alpha, part.out)
+                if part.constants is not None:
+                    part.constants.put_back(part.out)
                 if not self._inputs.allow_nonfinite:
                     _check(part, alpha)
         return self.memory[: self.chunk.stop - self.chunk.start]
@@ -114,7 +118,9 @@ class ChunkMixer:
         whole = Slices(piece.name, piece.start, tensors[:num_models], tensors[num_models:])
         for start in range(0, piece.numel, SLICE_ELEMENTS):
             stop = min(start + SLICE_ELEMENTS, piece.numel)
-            self._parts.append(_Mixed(self._method.prepare(whole.piece(start, stop)), out[start:stop]))
+            slices = whole.piece(start, stop)
+            constants = set_aside(slices.models) if self._inputs.allow_nonfinite else None
+            self._parts.append(_Mixed(self._method.prepare(slices), out[start:stop], constants))
 
 
 def memory_per_byte(inputs: InputReader) -> float:

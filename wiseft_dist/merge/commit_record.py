@@ -10,9 +10,11 @@ from typing import Any
 
 import xxhash
 
+from wiseft_dist.errors import UserError
+from wiseft_dist.merge.direct_io import writing
 from wiseft_dist.merge.journal import Finished
 from wiseft_dist.merge.plan import Plan
-from wiseft_dist.run import COMMIT_FILE, sha256_file, sync
+from wiseft_dist.run import COMMIT_FILE, is_committed, sha256_file, sync
 
 
 def contents(finished: Mapping[int, Finished], num_inputs: int) -> list[str]:
@@ -49,11 +51,29 @@ def commit_ensemble(
 
     Args:
         aside: Holds the weights, written and flushed.
-        folder: What becomes of it.
+        folder: What becomes of it; what is there without being whole is replaced.
         record: What else the record says.
         weights: The record's entries of the weights.
         side_files: By name.
+
+    Raises:
+        UserError: if a whole ensemble is there.
+        RunError: if writing fails.
     """
+    if is_committed(folder):
+        raise UserError(f"{folder}: is there already. Choose another folder, or delete it.")
+    with writing(aside):
+        _describe(aside, record, weights, side_files)
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        sync(folder.parent)
+
+
+def _describe(
+    aside: Path, record: Mapping[str, Any], weights: Mapping[str, Any], side_files: Mapping[str, bytes]
+) -> None:
     files = dict(weights)
     for name in weights:
         sync(aside / name)
@@ -65,7 +85,3 @@ def commit_ensemble(
     (aside / COMMIT_FILE).write_text(text)
     sync(aside / COMMIT_FILE)
     sync(aside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
-    sync(folder.parent)

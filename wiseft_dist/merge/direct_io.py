@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from contextlib import suppress
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -38,12 +40,42 @@ def create_sized(path: Path, num_bytes: int, beginning: bytes) -> None:
         raise RunError(f"{path}: no room for {num_bytes / 2**20:.0f} MiB: {error.strerror}.") from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What small files are written in.
+
+    Raises:
+        RunError: in place of an OSError, naming the file that it names, or ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or path}: cannot be written: {error.strerror or error}. "
+            "Free space or mend that, and give the same command again: what is finished is kept."
+        ) from error
+
+
+def allow_many_files() -> None:
+    """Let this process open as many files as it may: a merge holds one or two for every alpha."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class PositionedFile:
-    """A file of fixed size that several threads write by position."""
+    """A file of fixed size that several threads write by position.
+
+    Raises:
+        RunError: if it cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptors = [os.open(path, os.O_WRONLY)]
+        try:
+            self._descriptors = [os.open(path, os.O_WRONLY)]
+        except OSError as error:
+            remedy = " Merge fewer alphas at a time, or raise `ulimit -n`." if error.errno == errno.EMFILE else ""
+            raise RunError(f"{path}: cannot be opened: {error.strerror}.{remedy}") from error
         with suppress(OSError):  # not every file system has O_DIRECT
             self._descriptors.append(os.open(path, os.O_WRONLY | os.O_DIRECT))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wiseft_dist.merge.methods.method import Block, Method, Slices, take_statistics
 from wiseft_dist.merge.methods.wise import Wise
+from wiseft_dist.merge.threads import for_each
 from wiseft_dist.weights.records import Weights
 
 HOST_PIECE = 2**18
@@ -22,7 +23,8 @@ class Ensemble:
     """A module whose weights can be set to any ensemble of the models.
 
     With a module in fp32 the weights are bit-identical to those of a written ensemble. Tensors that a model lacks, or
-    that are theta_0's own object in every model, are set once: theta_0's, or theta_1's where theta_0 has none.
+    that are theta_0's own object in every model, are set once: theta_0's, or theta_1's where theta_0 has none; so are
+    constants, such as a mask of -inf. Other NaN and Inf are mixed as they come.
 
     Args:
         module: Receives the weights; its device and dtype decide where and how an ensemble is stored.
@@ -53,9 +55,12 @@ class Ensemble:
         models = [zero_shot, *finetuned]
         shared = [name for name in zero_shot if _differ(name, models)]
         slices = {name: _whole(name, models, fisher) for name in shared if zero_shot[name].is_floating_point()}
-        self._take_statistics(slices)
+        constant = {name for name, whole in slices.items() if _is_constant(whole)}
+        self._take_statistics(slices, constant)
         for name, target in module.state_dict(keep_vars=True).items():
-            if name in slices:
+            if name in constant:
+                target.data.copy_(zero_shot[name].reshape(target.shape))
+            elif name in slices:
                 self._mixed.append((target, self._prepared(slices[name], target.device)))
             elif name in shared:
                 self._copied.append((target, zero_shot[name], finetuned[0][name]))
@@ -66,16 +71,23 @@ class Ensemble:
     @torch.no_grad()
     def set_alpha(self, alpha: float) -> None:
         """Make the module theta_alpha."""
+        on_host = [(target.data, slices) for target, slices in self._mixed if target.device.type == "cpu"]
+        if on_host:
+            self._mix_on_host(on_host, alpha)
         for target, slices in self._mixed:
-            self._mix(slices, alpha, target.data)
+            if target.device.type != "cpu":
+                self._mix(slices, alpha, target.data)
         for target, zero_shot, finetuned in self._copied:
             target.data.copy_((finetuned if alpha == 1.0 else zero_shot).reshape(target.shape))
 
-    def _take_statistics(self, slices: Mapping[str, Slices]) -> None:
+    def _take_statistics(self, slices: Mapping[str, Slices], constant: Collection[str]) -> None:
         """On the host, wherever the models are: the numbers are those of a written ensemble."""
 
         def read(block: Block) -> Slices:
-            return _fp32(slices[block.name].piece(block.start, block.stop), torch.device("cpu"))
+            piece = _fp32(slices[block.name].piece(block.start, block.stop), torch.device("cpu"))
+            if block.name in constant:
+                return replace(piece, models=tuple(map(torch.zeros_like, piece.models)))
+            return piece
 
         take_statistics(self._method, {name: whole.models[0].numel() for name, whole in slices.items()}, read)
 
@@ -89,15 +101,33 @@ class Ensemble:
             endpoint[start:stop] = prepared.endpoint
         return replace(slices, models=slices.models[:1], fisher=(), endpoint=endpoint)
 
+    def _mix_on_host(self, mixed: Sequence[tuple[Tensor, Slices]], alpha: float) -> None:
+        """Fill tensors by as many threads as torch would take, none of which waits for another after each operation."""
+        outs = [_flat(target) for target, _ in mixed]
+        pieces = [
+            (slices, out, start, stop)
+            for (_, slices), out in zip(mixed, outs, strict=True)
+            for start, stop in _pieces(slices, out.device)
+        ]
+
+        is_inference = torch.is_inference_mode_enabled()
+
+        def mix(piece: tuple[Slices, Tensor, int, int]) -> None:
+            slices, out, start, stop = piece
+            with torch.inference_mode(is_inference), torch.no_grad():  # threads begin in neither
+                self._method.mix(_fp32(slices.piece(start, stop), out.device), alpha, out[start:stop])
+
+        for_each(pieces, lambda: mix, num_threads=torch.get_num_threads())
+        for (target, _), out in zip(mixed, outs, strict=True):
+            _store(out, target)
+
     def _mix(self, slices: Slices, alpha: float, target: Tensor) -> None:
-        """Fill a tensor, whose elements need not lie in row-major order."""
-        out = target.view(-1) if target.is_contiguous() else torch.empty_like(target.flatten())
-        slices = _moved(slices, target.device)
+        """Fill a tensor on a device."""
+        out, slices = _flat(target), _moved(slices, target.device)
         for start, stop in _pieces(slices, target.device):
             piece = _fp32(slices.piece(start, stop), target.device)
             self._method.mix(piece, alpha, out[start:stop])
-        if not target.is_contiguous():
-            target.copy_(out.view(target.shape))
+        _store(out, target)
 
 
 def load_weights(
@@ -141,6 +171,25 @@ def _whole(name: str, models: Sequence[Mapping[str, Tensor]], fisher: Sequence[M
     )
 
 
+def _is_constant(slices: Slices) -> bool:
+    """Whether a tensor with NaN or Inf is the same in all models."""
+    zero_shot = slices.models[0]
+    if zero_shot.isfinite().all():
+        return False
+    bits = zero_shot.float().view(torch.int32)
+    return all(torch.equal(model.to(bits.device, torch.float32).view(torch.int32), bits) for model in slices.models[1:])
+
+
+def _flat(target: Tensor) -> Tensor:
+    """The elements in row-major order: the tensor's own, or memory for them."""
+    return target.view(-1) if target.is_contiguous() else torch.empty_like(target.flatten())
+
+
+def _store(out: Tensor, target: Tensor) -> None:
+    if not target.is_contiguous():
+        target.copy_(out.view(target.shape))
+
+
 def _pieces(slices: Slices, device: torch.device) -> list[tuple[int, int]]:
     size = HOST_PIECE if device.type == "cpu" else DEVICE_PIECE
     numel = slices.models[0].numel()
@@ -151,7 +200,7 @@ def _moved(slices: Slices, device: torch.device, dtype: torch.dtype | None = Non
     """The slices on a device; those that are there already are not copied."""
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype or tensor.dtype, non_blocking=True)
+        return tensor.to(device, dtype or tensor.dtype, non_blocking=device.type != "cpu")
 
     return replace(
         slices,

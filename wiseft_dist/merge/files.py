@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,14 +13,16 @@ from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, refuse_number_of_models
 from wiseft_dist.distributed import discover_ranks, process_group, require_single_process
 from wiseft_dist.errors import UserError
+from wiseft_dist.merge.request import read_request, request_digest
 from wiseft_dist.merge.side_files import side_files
-from wiseft_dist.merge.stage import TIMEOUT_MINUTES, read_request, request_digest, write_models
+from wiseft_dist.merge.stage import TIMEOUT_MINUTES, write_models
 from wiseft_dist.merge.verify import verify
 from wiseft_dist.merge.writer import Written
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import COMMIT_FILE, alpha_name, is_committed
+from wiseft_dist.run import COMMIT_FILE, alpha_name
 from wiseft_dist.weights.fisher import open_fisher
+from wiseft_dist.weights.integrity import check_sources
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.sources import open_weights
@@ -34,6 +37,7 @@ def merge_files(
     carry: Sequence[str] = (),
     allow_missing_head: bool = False,
     average: bool = False,
+    check: bool = False,
 ) -> tuple[list[Path], Written | None]:
     """Merge checkpoints of any kind; alone, or as one of the ranks of a job, which share the work.
 
@@ -45,6 +49,7 @@ def merge_files(
         carry: Patterns (``transformer.*``) of tensors that only theta_0 needs to have.
         allow_missing_head: Whether the classification head may be in one model only; every ensemble has that one.
         average: Whether theta_1 is the moving average that the checkpoint holds, instead of its last weights.
+        check: Whether sources that have checksums are read whole and compared with them first.
 
     Returns:
         The folders, one for each alpha, and what writing them took; None if the same call had written all of them.
@@ -69,14 +74,20 @@ def merge_files(
         others = [stack.enter_context(open_weights(source, average=average)) for source in finetuned]
         fisher = [stack.enter_context(open_fisher(source)) for source in settings.fisher]
         models = match(first, others, carry=[*carry, *head], take=head, fisher=fisher)
+        _refuse_idle_patterns(carry, first)
+        if check and ranks.is_main:
+            for weights in (first, *others, *fisher):
+                check_sources(weights)
         sources = {
             "zero_shot": [_describe(first)],
             "finetuned": [_describe(weights) | ({"average": True} if average else {}) for weights in others],
             "fisher": [_describe(weights) for weights in fisher],
         }
-        missing = _missing(folders, request_digest(models, settings, sources))
+        request = request_digest(settings, sources, [sorted(models.carried), sorted(models.taken)])
+        missing = _missing(folders, request)
         if missing:
-            written = write_models(models, settings, missing, sources=sources, beside=side_files(zero_shot))
+            beside = side_files(zero_shot)
+            written = write_models(models, settings, missing, request=request, sources=sources, beside=beside)
     return list(folders.values()), written if missing else None
 
 
@@ -98,15 +109,23 @@ def merge_to_store(
     """
     require_single_process("merge into a store")
     storage.refuse_as_target(url)
-    targets = [storage.join(url, alpha_name(alpha)) for alpha in settings.alphas]
-    for target in targets:
-        if storage.exists(storage.join(target, COMMIT_FILE)):
-            raise UserError(f"{target}: is there already. Choose another --output, or delete it.")
     with tempfile.TemporaryDirectory(prefix="wiseft-merge-") as aside:
         folders, written = merge_files(zero_shot, finetuned, Path(aside), settings, **options)
-        for folder, target in zip(folders, targets, strict=True):
-            storage.upload_folder(folder, target, last=COMMIT_FILE)
-    return targets, written
+        targets = {storage.join(url, folder.name): folder for folder in folders}
+        missing = [target for target, folder in targets.items() if not _holds(target, folder)]
+        for target in missing:
+            storage.upload_folder(targets[target], target, last=COMMIT_FILE)
+    return list(targets), written
+
+
+def _holds(target: str, folder: Path) -> bool:
+    """Whether the store has this very model there, from a call that was interrupted."""
+    record = storage.join(target, COMMIT_FILE)
+    if not storage.exists(record):
+        return False
+    if storage.read_bytes(record) != (folder / COMMIT_FILE).read_bytes():
+        raise UserError(f"{target}: another model is there already. Choose another --output, or delete it.")
+    return True
 
 
 def verify_models(folder: Path) -> tuple[list[Path], int]:
@@ -133,9 +152,15 @@ def _missing(folders: dict[float, Path], request: str) -> dict[float, Path]:
     for alpha, folder in folders.items():
         if not folder.exists():
             missing[alpha] = folder
-        elif not is_committed(folder) or read_request(folder) != request:
+        elif read_request(folder) != request:
             raise UserError(f"{folder}: another model is there already. Choose another --output, or delete it.")
     return missing
+
+
+def _refuse_idle_patterns(carry: Sequence[str], zero_shot: Weights) -> None:
+    for pattern in carry:
+        if not fnmatch.filter(zero_shot, pattern):
+            raise UserError(f"--carry {pattern}: {zero_shot.source} has no tensor of such a name.")
 
 
 def _describe(weights: Weights) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,19 @@ from torch import Tensor
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.weights.pairing import Models
 from wiseft_dist.weights.records import Weights
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Elements that no alpha changes."""
+
+    places: Tensor
+    """In a slice, int64."""
+    values: Tensor
+
+    def put_back(self, out: Tensor) -> None:
+        """Write them into a slice of any floating-point dtype."""
+        out[self.places] = self.values.to(out.dtype)
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,8 @@ class InputReader:
             The elements as they are stored: ``out`` itself, or such memory.
 
         Raises:
-            UserError: if one is NaN, Inf or beyond the written dtype, naming tensor, place and file.
+            UserError: if one is NaN, Inf or beyond the written dtype, or Fisher information is beyond fp32 or
+                negative, naming tensor, place and file.
             RunError: if a file cannot be read.
         """
         weights = self.sources[source]
@@ -68,19 +82,23 @@ class InputReader:
             raise RunError(f"{file}: tensor {name} cannot be read: {error.strerror or error}.") from error
         if stored is not out:
             out.copy_(stored)
+        is_fisher = source > len(self.models.finetuned)
         if out.is_floating_point() and not self.allow_nonfinite:
-            self._check(weights, name, start, out)
+            self._check(weights, name, start, out, torch.float32 if is_fisher else self.dtype)
+        if is_fisher:
+            _refuse_negative(weights, name, start, out)
         return stored
 
-    def _check(self, weights: Weights, name: str, start: int, elements: Tensor) -> None:
-        bad = first_beyond(elements, self.dtype)
+    def _check(self, weights: Weights, name: str, start: int, elements: Tensor, dtype: torch.dtype) -> None:
+        bad = first_beyond(elements, dtype)
         if bad is None:
             return
         value = elements[bad]
         remedy = (
             f"{self.dtype} cannot hold that: write the ensembles in fp32"
             if value.isfinite()
-            else "A diverged run cannot be merged: choose an earlier checkpoint"
+            else "A diverged run cannot be merged: choose an earlier checkpoint; for a constant, such as a mask of "
+            "-inf, pass --allow-nonfinite (merge.allow_nonfinite)"
         )
         raise UserError(
             f"{weights.locate(name, start + bad)}: tensor {name} (shape {list(weights[name].shape)}) holds "
@@ -95,3 +113,35 @@ def first_beyond(elements: Tensor, dtype: torch.dtype) -> int | None:
     if -limit <= low and high <= limit:
         return None
     return int((~(elements.abs() <= limit)).nonzero()[0])
+
+
+def set_aside(models: Sequence[Tensor]) -> Constants | None:
+    """Put zeros for elements that are the same NaN or Inf in all models, such as a mask of -inf; they are not mixed.
+
+    Args:
+        models: theta_0, theta_1, ...; 1-D, fp32, changed in place.
+
+    Returns:
+        What was there, if there was any.
+    """
+    zero_shot = models[0]
+    is_constant = ~zero_shot.isfinite()
+    for model in models[1:]:
+        is_constant &= model.view(torch.int32) == zero_shot.view(torch.int32)
+    if not is_constant.any():
+        return None
+    places = is_constant.nonzero().squeeze(1)
+    constants = Constants(places, zero_shot[places])
+    for model in models:
+        model[places] = 0.0
+    return constants
+
+
+def _refuse_negative(weights: Weights, name: str, start: int, elements: Tensor) -> None:
+    is_negative = elements < 0
+    if is_negative.any():
+        bad = int(is_negative.nonzero()[0])
+        raise UserError(
+            f"{weights.locate(name, start + bad)}: tensor {name} (shape {list(weights[name].shape)}) holds "
+            f"{elements[bad].item()} at element {start + bad}. Fisher information is never negative: name another file."
+        )

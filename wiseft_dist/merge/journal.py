@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wiseft_dist.merge.direct_io import writing
+
 DIGEST_BYTES = 16
 """Of XXH3-128."""
 
@@ -38,11 +40,16 @@ class Finished:
 
 
 class Journal:
-    """What one rank has finished in one attempt; several threads may add to it."""
+    """What one rank has finished in one attempt; several threads may add to it.
+
+    Raises:
+        RunError: here and in :meth:`add`, if it cannot be written.
+    """
 
     def __init__(self, folder: Path, *, attempt: int, rank: int, alphas: Sequence[float]) -> None:
-        path = folder / f"journal-{attempt:04d}-{rank:05d}.jsonl"
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._path = folder / f"journal-{attempt:04d}-{rank:05d}.jsonl"
+        with writing(self._path):
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._adding = threading.Lock()
         self._append({"alphas": list(alphas)})
 
@@ -55,8 +62,10 @@ class Journal:
         os.close(self._descriptor)
 
     def _append(self, line: dict[str, object]) -> None:
-        with self._adding:
-            os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        with self._adding, writing(self._path):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 def read_journals(folder: Path, *, alphas: Sequence[float], num_inputs: int) -> dict[int, Finished]:

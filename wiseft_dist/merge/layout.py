@@ -21,6 +21,7 @@ from wiseft_dist.weights.records import TensorRecord
 from wiseft_dist.weights.safetensors_files import SAFETENSORS_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+_RESERVED_NAME = "__metadata__"
 # Widest first, so that data stays aligned.
 _FILE_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
@@ -102,8 +103,10 @@ def lay_out(
             has more only if it holds a single tensor.
 
     Raises:
-        UserError: if safetensors has no name for a tensor's dtype.
+        UserError: if safetensors has no name for a tensor's dtype, or another use for a tensor's name.
     """
+    if _RESERVED_NAME in records:
+        raise UserError(f"tensor {_RESERVED_NAME}: safetensors files cannot hold one of that name. Save it as another.")
     tensors = {name: (record.shape, _written_dtype(name, record.dtype, dtype)) for name, record in records.items()}
     ordered = sorted(tensors, key=lambda name: (_FILE_ORDER.index(_DTYPE_NAMES[tensors[name][1]]), name))
     model = [name for name in ordered if not name.startswith(HEAD_PREFIX)]

@@ -65,6 +65,19 @@ def make_plan(
     return Plan(files, cut(files, chunk_bytes), chunk_bytes, _identity(inputs, method, files, chunk_bytes, settings))
 
 
+def changed_file(plan: Plan, inputs: InputReader) -> str | None:
+    """An input's file that is not what it was when the plan was made, if there is one.
+
+    Raises:
+        RunError: if an input's file is gone.
+    """
+    for before, now in zip(plan.identity["inputs"], _fingerprints(inputs), strict=True):
+        for file, fingerprint in now.items():
+            if fingerprint != before[file]:
+                return file
+    return None
+
+
 def _chunk_bytes(wanted: int, inputs: InputReader) -> int:
     """The same on every machine: chunks that another one has finished are taken up."""
     is_local = all(isinstance(file, Path) for weights in inputs.sources for file in weights.files())
@@ -76,12 +89,8 @@ def _chunk_bytes(wanted: int, inputs: InputReader) -> int:
 def _identity(
     inputs: InputReader, method: Method, files: Sequence[FileLayout], chunk_bytes: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    try:
-        fingerprints = [weights.fingerprint() for weights in inputs.sources]
-    except OSError as error:
-        raise RunError(f"{error.filename}: is no longer there, or cannot be read: {error.strerror}.") from error
     return {
-        "inputs": fingerprints,
+        "inputs": _fingerprints(inputs),
         "method": method.name,
         "settings": settings,
         "carried": sorted(inputs.models.carried),
@@ -90,3 +99,10 @@ def _identity(
         "chunk_bytes": chunk_bytes,
         "versions": {"wiseft_dist": wiseft_dist.__version__, "torch": torch.__version__},
     }
+
+
+def _fingerprints(inputs: InputReader) -> list[dict[str, dict[str, int | str]]]:
+    try:
+        return [weights.fingerprint() for weights in inputs.sources]
+    except OSError as error:
+        raise RunError(f"{error.filename}: is no longer there, or cannot be read: {error.strerror}.") from error

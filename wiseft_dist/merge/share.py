@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import xxhash
@@ -115,8 +116,13 @@ class _Outputs:
         """The file of every alpha."""
         with self._changing:
             if file.name not in self._open:
-                folders = [self._work.staging.ensemble(alpha) for alpha in self._work.alphas]
-                self._open[file.name] = [PositionedFile(folder / file.name) for folder in folders]
+                with ExitStack() as opened:
+                    files = []
+                    for alpha in self._work.alphas:
+                        files.append(PositionedFile(self._work.staging.ensemble(alpha) / file.name))
+                        opened.callback(files[-1].close)
+                    opened.pop_all()
+                self._open[file.name] = files
             return self._open[file.name]
 
     def leave(self, chunk: Chunk) -> None:

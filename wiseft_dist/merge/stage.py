@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import platform
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -13,22 +15,21 @@ from typing import Any
 import wiseft_dist
 from wiseft_dist.config import MergeConfig, RunConfig
 from wiseft_dist.distributed import discover_ranks, process_group
+from wiseft_dist.errors import UserError
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.merge.methods.method import Method
+from wiseft_dist.merge.request import PROVENANCE_FILE, missing_ensembles, request_digest
 from wiseft_dist.merge.side_files import side_files
 from wiseft_dist.merge.writer import DTYPES, Inputs, Written, write_ensembles
 from wiseft_dist.publish import publish_ensembles
-from wiseft_dist.run import Run, digest
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import tracking
-from wiseft_dist.weights.finetuned import describe_models, open_models
+from wiseft_dist.weights.finetuned import Sources, describe_models, open_models
 from wiseft_dist.weights.pairing import Models
 
-PROVENANCE_FILE = "model.json"
 TIMEOUT_MINUTES = 24 * 60.0
 """For which the first rank to finish waits for the last; a rank that dies is noticed at once."""
 ROLES = ("zero_shot", "finetuned", "fisher")
-Sources = dict[str, list[dict[str, Any]]]
-"""What says where models come from, by role."""
 
 
 def merge(config: RunConfig, run: Run) -> None:
@@ -41,7 +42,7 @@ def merge(config: RunConfig, run: Run) -> None:
         RunError: if fine-tuning has not finished, or writing fails; what is finished is kept for the next time.
     """
     ranks = discover_ranks()
-    missing = run.missing_ensembles(config.merge.alphas)
+    missing = missing_ensembles(config, run)
     group = process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, on_host=True)
     with group if ranks.world_size > 1 else nullcontext():
         if missing and ranks.is_main:
@@ -59,12 +60,23 @@ def merge(config: RunConfig, run: Run) -> None:
 def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> Written:
     sources = describe_models(config, run)
     folders = {alpha: run.ensemble(alpha) for alpha in missing}
+    if discover_ranks().is_main:
+        for folder in filter(Path.exists, folders.values()):  # of other models than there are now, or damaged
+            shutil.rmtree(folder)
     with open_models(config, run) as models:
-        return write_models(models, config.merge, folders, sources=sources, beside=side_files(run.zero_shot))
+        request = request_digest(config.merge, sources)
+        beside = side_files(run.zero_shot)
+        return write_models(models, config.merge, folders, request=request, sources=sources, beside=beside)
 
 
 def write_models(
-    models: Models, settings: MergeConfig, folders: dict[float, Path], *, sources: Sources, beside: Mapping[str, bytes]
+    models: Models,
+    settings: MergeConfig,
+    folders: dict[float, Path],
+    *,
+    request: str,
+    sources: Sources,
+    beside: Mapping[str, bytes],
 ) -> Written:
     """Write and commit the ensembles of some alphas, with what open_clip needs and where they come from.
 
@@ -72,11 +84,18 @@ def write_models(
         models: What is merged.
         settings: How.
         folders: By alpha.
+        request: What :func:`request_digest` says about all this.
         sources: The models' descriptions, as :func:`describe_models` gives them.
         beside: Small files that go beside the weights, such as open_clip's configuration.
+
+    Raises:
+        UserError: if models or settings do not fit together.
+        RunError: if reading or writing fails.
     """
     method = make_method(settings)
-    request = request_digest(models, settings, sources)
+    for pattern in settings.layers:
+        if not fnmatch.filter(models.records, pattern):
+            raise UserError(f"layers: no tensor is called {pattern}; `wiseft merge --inspect` prints their names.")
 
     def small_files(alpha: float, inputs: Inputs) -> dict[str, bytes]:
         provenance = {"request": request} | _provenance(models, method, settings, alpha, _with_content(sources, inputs))
@@ -92,21 +111,6 @@ def write_models(
         allow_nonfinite=settings.allow_nonfinite,
         settings={"request": request},
     )
-
-
-def request_digest(models: Models, settings: MergeConfig, sources: Sources) -> str:
-    """What was asked for, but for the alphas: an ensemble that was written for the same need not be written again."""
-    decides = settings.model_dump(mode="json", exclude={"alphas"})
-    return digest([decides, sources, sorted(models.carried), sorted(models.taken)])
-
-
-def read_request(folder: Path) -> str | None:
-    """What a written ensemble was asked for with."""
-    file = folder / PROVENANCE_FILE
-    if not file.is_file():
-        return None
-    request: str | None = json.loads(file.read_text()).get("request")
-    return request
 
 
 def _with_content(sources: Sources, inputs: Inputs) -> Sources:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wiseft_dist.data.locks import locked_now
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.merge.direct_io import create_sized
+from wiseft_dist.merge.direct_io import create_sized, writing
 from wiseft_dist.merge.journal import journals
 from wiseft_dist.merge.layout import FileLayout
 from wiseft_dist.run import alpha_name, digest
@@ -40,7 +40,8 @@ class Staging:
         """
         try:
             for alpha in alphas:
-                self.ensemble(alpha).mkdir(exist_ok=True)
+                with writing(self.ensemble(alpha)):
+                    self.ensemble(alpha).mkdir(exist_ok=True)
                 for file in files:
                     create_sized(self.ensemble(alpha) / file.name, file.num_bytes, file.header)
         except RunError:
@@ -49,7 +50,13 @@ class Staging:
             raise
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
+        """Remove it with all that is in it; the plan, which says whose it is, goes last."""
+        for path in self.folder.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != PLAN_FILE:
+                with suppress(OSError):
+                    path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -79,8 +86,9 @@ def opened(staging: Staging, plan: Mapping[str, Any]) -> Iterator[None]:
         if not is_held:
             raise UserError(f"{parent}: another merge is writing here. Wait for it, or choose another folder.")
         for other in parent.glob(f"{PREFIX}*"):
-            if other != staging.folder:
-                shutil.rmtree(other, ignore_errors=True)
-        staging.folder.mkdir(exist_ok=True)
-        (staging.folder / PLAN_FILE).write_text(json.dumps(plan, indent=1))
+            if other != staging.folder and (other / PLAN_FILE).is_file():
+                Staging(other).remove()
+        with writing(staging.folder):
+            staging.folder.mkdir(exist_ok=True)
+            (staging.folder / PLAN_FILE).write_text(json.dumps(plan, indent=1))
         yield

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wiseft_dist.merge.inputs import InputReader
+from wiseft_dist.merge.inputs import InputReader, set_aside
 from wiseft_dist.merge.methods.method import Block, Method, Slices, add_up, blocks
 from wiseft_dist.merge.ranks import RankGroup, share
 from wiseft_dist.merge.threads import for_each
@@ -54,4 +54,6 @@ def _read(inputs: InputReader, block: Block) -> Slices:
         held.append(torch.empty(block.stop - block.start))
         inputs.read(source, block.name, block.start, held[-1], lambda numel, dtype: torch.empty(numel, dtype=dtype))
     num_models = 1 + len(inputs.models.finetuned)
+    if inputs.allow_nonfinite:
+        set_aside(held[:num_models])
     return Slices(block.name, block.start, held[:num_models], held[num_models:])

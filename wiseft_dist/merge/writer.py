@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
-from wiseft_dist.errors import UserError
+from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.merge.commit_record import commit_ensemble, contents, weights_entries
+from wiseft_dist.merge.direct_io import allow_many_files
 from wiseft_dist.merge.inputs import InputReader
 from wiseft_dist.merge.journal import Finished, next_attempt, read_journals
 from wiseft_dist.merge.layout import shard_index
 from wiseft_dist.merge.methods.method import Method
-from wiseft_dist.merge.plan import CHUNK_BYTES, NUM_THREADS, Plan, make_plan
+from wiseft_dist.merge.plan import CHUNK_BYTES, NUM_THREADS, Plan, changed_file, make_plan
 from wiseft_dist.merge.ranks import RankGroup
 from wiseft_dist.merge.share import Done, Work, do_share
 from wiseft_dist.merge.staging import Staging, opened, staging_of
@@ -72,7 +73,7 @@ def write_ensembles(
     Args:
         models: What is merged.
         method: How.
-        folders: By alpha, all in one folder. What is there already is replaced.
+        folders: By alpha, all in one folder. What is there already without being whole is replaced.
         dtype: Of written floating-point tensors; others keep their own.
         side_files: Gives what lies beside the weights; the same for the same arguments.
         max_shard_bytes: Cut the weights into files of at most so many bytes of tensors.
@@ -83,10 +84,12 @@ def write_ensembles(
 
     Raises:
         UserError: if an input holds NaN, Inf or a number beyond ``dtype``, naming tensor, element and file; or another
-            process merges into the same folder. Nothing is left behind.
-        RunError: if reading or writing fails, or another rank is gone. What is finished is kept for the next call.
+            process merges into the same folder. Nothing is left behind. Also if a whole ensemble has taken a folder.
+        RunError: if reading or writing fails, or another rank is gone. What is finished is kept for the next call,
+            unless an input changed meanwhile.
     """
     began = time.perf_counter()
+    allow_many_files()
     inputs, group, alphas = InputReader(models, dtype, allow_nonfinite), RankGroup.current(), sorted(folders)
     plan = make_plan(inputs, method, max_shard_bytes=max_shard_bytes, chunk_bytes=chunk_bytes, settings=settings)
     staging = staging_of(folders[alphas[0]].parent, plan.identity)
@@ -142,7 +145,11 @@ def _do_share(work: Work, group: RankGroup, num_threads: int) -> Done:
 def _finish(
     work: Work, plan: Plan, finished: Mapping[int, Finished], folders: Mapping[float, Path], side_files: SideFiles
 ) -> None:
-    """Give every ensemble its name."""
+    """Give every ensemble its name, if all that was read is of the same files."""
+    changed = changed_file(plan, work.inputs)
+    if changed is not None:
+        work.staging.remove()
+        raise RunError(f"{changed}: changed while it was merged. Merge again when nothing writes to it.")
     digests = contents(finished, len(work.inputs.sources))
     for index, alpha in enumerate(work.alphas):
         record = {"alpha": alpha, "method": work.method.name, "dtype": _name(work.inputs.dtype)}

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from wiseft_dist.weights.records import Weights
 
 
+Sources = dict[str, list[dict[str, Any]]]
+"""Descriptions of models by role: zero_shot, finetuned, fisher."""
+
+
 def is_finetuned(config: RunConfig, run: Run) -> bool:
     """Whether everything that theta_1 is made of is committed."""
     return run.final_checkpoint() is not None and (not _has_own_head(config) or is_committed(run.finetuned_head))
@@ -25,7 +29,7 @@ def is_finetuned(config: RunConfig, run: Run) -> bool:
 
 def are_models_known(config: RunConfig, run: Run) -> bool:
     """Whether theta_1 is finished and, of a greedy soup, its models are chosen."""
-    return is_finetuned(config, run) and (config.merge.method != "greedy_soup" or _chosen(run) is not None)
+    return is_finetuned(config, run) and (config.merge.method != "greedy_soup" or _chosen(config, run) is not None)
 
 
 def describe_finetuned(config: RunConfig, run: Run) -> dict[str, Any]:
@@ -43,8 +47,8 @@ def describe_finetuned(config: RunConfig, run: Run) -> dict[str, Any]:
     return described
 
 
-def describe_models(config: RunConfig, run: Run) -> dict[str, list[dict[str, Any]]]:
-    """As :func:`describe_finetuned`, for every model that is merged, by role: zero_shot, finetuned, fisher.
+def describe_models(config: RunConfig, run: Run) -> Sources:
+    """As :func:`describe_finetuned`, for every model that is merged.
 
     Raises:
         UserError: if a further model cannot be read, or was not fine-tuned from the same zero-shot model.
@@ -56,6 +60,13 @@ def describe_models(config: RunConfig, run: Run) -> dict[str, list[dict[str, Any
         "finetuned": [candidates[number] for number in _ingredients(config, run)],
         "fisher": [_describe_file(source) for source in config.merge.fisher],
     }
+
+
+def without_places(sources: Sources) -> list[dict[str, Any]]:
+    """What the models are, wherever they lie: a run may be moved."""
+    return [
+        {key: value for key, value in model.items() if key != "path"} for role in sources.values() for model in role
+    ]
 
 
 def describe_candidates(config: RunConfig, run: Run) -> list[dict[str, Any]]:
@@ -108,7 +119,9 @@ def open_models(config: RunConfig, run: Run, *, ingredients: Sequence[int] | Non
         zero_shot = stack.enter_context(open_weights(run.zero_shot))
         finetuned = [
             stack.enter_context(
-                open_further(run, config.merge.models[number - 1]) if number else open_finetuned(config, run)
+                _trained_part(open_further(run, config.merge.models[number - 1]), zero_shot, trained)
+                if number
+                else open_finetuned(config, run)
             )
             for number in (_ingredients(config, run) if ingredients is None else ingredients)
         ]
@@ -129,6 +142,20 @@ def open_further(run: Run, source: str) -> Weights:
     return open_weights(source) if other is None else open_finetuned(other.load_config(), other)
 
 
+def _trained_part(weights: Weights, zero_shot: Weights, trained: set[str]) -> Weights:
+    """The tensors that the run trains; what else a whole model holds must be theta_0's."""
+    from wiseft_dist.weights.records import Weights
+
+    others = [name for name in weights if name in zero_shot and name not in trained]
+    changed = [name for name in others if not zero_shot.read(name).equal(weights.read(name).to(zero_shot[name].dtype))]
+    if changed:
+        raise UserError(
+            f"merge.models: {weights.source} has another {changed[0]} than theta_0, which this run does not train; "
+            "only models whose fine-tuning changed the same tensors can be averaged."
+        )
+    return Weights(weights.source, {name: record for name, record in weights.items() if name not in others})
+
+
 def _describe_further(run: Run, source: str) -> dict[str, Any]:
     other = _as_run(run, source)
     return _describe_file(source) if other is None else describe_finetuned(other.load_config(), other)
@@ -145,7 +172,7 @@ def _as_run(run: Run, source: str) -> Run | None:
     other = Run(Path(source))
     if not other.config_file.is_file():
         return None
-    if commit_digest(other.zero_shot) != commit_digest(run.zero_shot):
+    if not is_committed(other.zero_shot) or commit_digest(other.zero_shot) != commit_digest(run.zero_shot):
         raise UserError(
             f"merge.models: {source} was fine-tuned from another zero-shot model than {run.path}; "
             "only models with one common start can be averaged."
@@ -156,16 +183,22 @@ def _as_run(run: Run, source: str) -> Run | None:
 def _ingredients(config: RunConfig, run: Run) -> list[int]:
     if config.merge.method != "greedy_soup":
         return list(range(1 + len(config.merge.models)))
-    chosen = _chosen(run)
+    chosen = _chosen(config, run)
     if chosen is None:
         raise RunError(f"{run.path}: the models of the soup are not chosen yet. Run `wiseft merge {run.path}` first.")
     return chosen
 
 
-def _chosen(run: Run) -> list[int] | None:
+def candidates_digest(config: RunConfig, run: Run) -> str:
+    """One hash for all models that a greedy soup may be made of."""
+    return digest(without_places({"finetuned": describe_candidates(config, run)}))
+
+
+def _chosen(config: RunConfig, run: Run) -> list[int] | None:
     if not run.soup_file.is_file():
         return None
-    chosen: list[int] | None = json.loads(run.soup_file.read_text())["chosen"]
+    record = json.loads(run.soup_file.read_text())
+    chosen: list[int] | None = record["chosen"] if record["candidates"] == candidates_digest(config, run) else None
     return chosen
 
 

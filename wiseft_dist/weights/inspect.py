@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from wiseft_dist.printable import printable
 from wiseft_dist.weights.places import size_of
 from wiseft_dist.weights.records import TensorRecord, Weights
 from wiseft_dist.weights.sources import open_weights
@@ -101,8 +102,8 @@ def _row(tensor: InspectedTensor) -> tuple[str, ...]:
 
 
 def _aligned(rows: Iterable[Sequence[str]], *, right: Sequence[int]) -> list[str]:
-    """Lines in which columns begin, or those in ``right`` end, under each other."""
-    rows = list(rows)
+    """Lines in which columns begin, or those in ``right`` end, under each other, without control characters."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

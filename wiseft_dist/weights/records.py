@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,14 @@ from torch import Tensor
 
 from wiseft_dist import storage
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.storage import StoredObject
 from wiseft_dist.weights import places
+from wiseft_dist.weights.descriptors import Descriptors
 from wiseft_dist.weights.places import File
 from wiseft_dist.weights.stored_tensor import StoredTensor
+
+_DESCRIPTORS = Descriptors()
+"""Of the whole process, which is what the system counts."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,10 @@ class Weights(Mapping[str, TensorRecord]):
     ) -> None:
         self.source, self.origin = source, origin
         self._records = dict(records)
-        self._descriptors: dict[Path, int] = {}
-        self._opening = threading.Lock()
+        self._owner = object()
         for name, record in self._records.items():
+            if not all(isinstance(extent.file, Path | StoredObject) for extent in record.extents):
+                raise UserError(f"{source}: tensor {name} lies in something that is no file; refused.")
             held = sum(extent.numel for extent in record.extents)
             if held != record.numel:
                 raise UserError(
@@ -100,9 +105,7 @@ class Weights(Mapping[str, TensorRecord]):
 
     def close(self) -> None:
         """Close the files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        _DESCRIPTORS.close(self._owner)
 
     def files(self) -> list[File]:
         """The files that hold the tensors, sorted."""
@@ -163,14 +166,14 @@ class Weights(Mapping[str, TensorRecord]):
             storage.read_range(file, offset, view)
             return
         try:
-            with self._opening:
-                if file not in self._descriptors:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY)
-            while view:
-                count = os.preadv(self._descriptors[file], [view], offset)
-                if count == 0:
-                    raise UserError(f"{file}: ends at byte {offset}, in the middle of a tensor. Copy or save it again.")
-                view, offset = view[count:], offset + count
+            with _DESCRIPTORS.reading(self._owner, file) as descriptor:
+                while view:
+                    count = os.preadv(descriptor, [view], offset)
+                    if count == 0:
+                        raise UserError(
+                            f"{file}: ends at byte {offset}, in the middle of a tensor. Copy or save it again."
+                        )
+                    view, offset = view[count:], offset + count
         except OSError as error:
             raise RunError(f"{file}: cannot be read at byte {offset}: {error.strerror}.") from error
 

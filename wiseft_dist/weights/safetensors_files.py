@@ -26,6 +26,13 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+UNSUPPORTED_DTYPES = (
+    *("U16", "U32", "U64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2"),
+    "F4",
+)
+"""What the format has and merging has not."""
+LONGEST_HEADER = 100_000_000
+"""Bytes, as in the reference library."""
 INDEX_SUFFIX = ".safetensors.index.json"
 
 
@@ -94,10 +101,20 @@ def read_safetensors_header(file: File) -> dict[str, TensorRecord]:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > size - 8:
                 raise ValueError("the file is shorter than its header says")
+            if length > LONGEST_HEADER:
+                raise ValueError(f"its header has {length:,} bytes, and the format allows {LONGEST_HEADER:,}")
             header: dict[str, Any] = json.loads(handle.read(length))
         header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] in UNSUPPORTED_DTYPES:
+                raise UserError(
+                    f"{file}: dtype {entry['dtype']} of tensor {name} is not supported; convert it to one of "
+                    f"{', '.join(SAFETENSORS_DTYPES)}."
+                )
         _check_tiling([entry["data_offsets"] for entry in header.values()], size - 8 - length)
         return {name: _safetensors_record(file, 8 + length, entry) for name, entry in header.items()}
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({error}). Copy or save it again.") from error
 

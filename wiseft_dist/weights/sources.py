@@ -106,7 +106,8 @@ def open_torch_file(file: File) -> Weights:
     kind = "TorchScript archive" if isinstance(saved, ScriptedState) else "torch state dict"
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
-    tensors = {k: v for k, v in saved.items() if isinstance(v, StoredTensor)} if isinstance(saved, dict) else {}
+    named = saved.items() if isinstance(saved, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(name, str) and isinstance(value, StoredTensor)}
     if isinstance(saved, ScriptedState):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in OPENAI_SETTINGS}
     if not tensors:

@@ -11,32 +11,17 @@ import io
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
-from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.weights.places import LOOKING_THREADS, File, open_file, read_bytes, size_of
-from wiseft_dist.weights.stored_tensor import StoredTensor
-from wiseft_dist.weights.torchscript import Scripted, is_scripted, scripted_class, scripted_state
+from wiseft_dist.weights.torchscript import Scripted, scripted_state
+from wiseft_dist.weights.unpickling import RestrictedUnpickler, Storage
 
-STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1]
 """How files of torch before 1.6 begin: the pickle of a number (torch/serialization.py, ``MAGIC_NUMBER``)."""
 LOCAL_HEADER = 30
@@ -45,26 +30,8 @@ LARGEST_CODE = 2**24
 """Bytes of a TorchScript source that is still read."""
 
 
-class Opaque:
-    """Stands in for an object whose class is known to be harmless and whose content is not needed."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: object) -> None:
-        """Accept and keep whatever the pickle says."""
-        self.state = state
-
-
-class _Storage(NamedTuple):
-    file: File
-    offset: int
-    numel: int
-    dtype: torch.dtype
-
-
 def read_archive(path: File) -> Any:
-    """The object that was saved, with a :class:`StoredTensor` for every tensor; of a TorchScript module its state dict.
+    """The object that was saved, with a `StoredTensor` for every tensor; of a TorchScript module its state dict.
 
     Raises:
         UserError: if the file is not such an archive, is damaged, or names a type that a checkpoint does not need.
@@ -91,7 +58,8 @@ def _read(path: File, archive: zipfile.ZipFile) -> Any:
         raise UserError(f"{path}: a zip file, but not one written by torch.save.")
     _check_stored(path, pickled)
     prefix = pickled.filename.removesuffix("data.pkl")
-    saved = _RestrictedUnpickler(io.BytesIO(archive.read(pickled)), path, _Storages(path, archive, prefix)).load()
+    _check_byte_order(path, archive, f"{prefix}byteorder")
+    saved = RestrictedUnpickler(io.BytesIO(archive.read(pickled)), path, _Storages(path, archive, prefix).locate).load()
     if not isinstance(saved, Scripted):
         return saved
     code = {info.filename: info for info in archive.infolist() if info.file_size <= LARGEST_CODE}
@@ -108,6 +76,19 @@ def _check_stored(path: File, info: zipfile.ZipInfo) -> None:
         raise UserError(f"{path}: {info.filename} is compressed; torch.save never does that.")
 
 
+def _check_byte_order(path: File, archive: zipfile.ZipFile, member: str) -> None:
+    """The order of the bytes in a number; older versions of torch do not write it."""
+    if member not in archive.namelist():
+        return
+    info = archive.getinfo(member)
+    _check_stored(path, info)
+    if archive.read(info) != b"little":
+        raise UserError(
+            f"{path}: was not saved in little-endian order; load it with torch on a little-endian machine, "
+            "and torch.save it there."
+        )
+
+
 class _Storages:
     """Finds the raw bytes of a storage in the zip file."""
 
@@ -117,14 +98,14 @@ class _Storages:
         if not isinstance(path, Path):
             self._ask_for_all()
 
-    def locate(self, key: str, dtype: torch.dtype, numel: int) -> _Storage:
+    def locate(self, key: str, dtype: torch.dtype, numel: int) -> Storage:
         member = f"{self._prefix}data/{key}"
         if member not in self._places:
             self._places[member] = self._data_offset(member)
         offset, num_bytes = self._places[member]
         if numel * dtype.itemsize > num_bytes:
             raise UserError(f"{self._path}: storage {key} claims {numel} elements in {num_bytes} bytes.")
-        return _Storage(self._path, offset, numel, dtype)
+        return Storage(self._path, offset, numel, dtype)
 
     def _ask_for_all(self) -> None:
         """Many requests at a time, where each is one over a network."""
@@ -145,88 +126,3 @@ class _Storages:
         if offset + info.file_size > size_of(self._path):
             raise UserError(f"{self._path}: {member} reaches behind the end of the file.")
         return offset, info.file_size
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, path: File, storages: _Storages) -> None:
-        super().__init__(stream)
-        self._path, self._storages = path, storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
-            return STORAGE_DTYPES[name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if is_scripted(module):
-            return scripted_class(module, name)
-        found = _ALLOWED.get((module, name))
-        if found is None:
-            raise UserError(f"{self._path}: its pickle asks for {module}.{name}, which no checkpoint needs: refused.")
-        return found
-
-    def persistent_load(self, identifier: Any) -> _Storage:
-        kind, dtype, key, _location, numel = identifier
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise UserError(f"{self._path}: unknown persistent object {kind!r} in its pickle.")
-        return self._storages.locate(str(key), dtype, int(numel))
-
-
-def _rebuild_tensor(
-    storage: _Storage, storage_offset: int, size: Sequence[int], stride: Sequence[int], *_: object
-) -> StoredTensor:
-    """In place of ``torch._utils._rebuild_tensor_v2``."""
-    size, stride = tuple(map(index, size)), tuple(map(index, stride))
-    reach = storage_offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
-    if reach > storage.numel or min([storage_offset, *size, *stride], default=0) < 0:
-        raise ValueError(f"a tensor of shape {list(size)} reaches outside its storage of {storage.numel} elements")
-    return StoredTensor(
-        file=storage.file,
-        offset=storage.offset + storage_offset * storage.dtype.itemsize,
-        shape=size,
-        dtype=storage.dtype,
-        contiguous=_is_contiguous(size, stride),
-    )
-
-
-def _is_contiguous(size: Sequence[int], stride: Sequence[int]) -> bool:
-    if 0 in size:
-        return True
-    expected = 1
-    for length, step in zip(reversed(size), reversed(stride), strict=True):
-        if length != 1 and step != expected:
-            return False
-        expected *= length
-    return True
-
-
-def _first(value: Any, *_: object) -> Any:
-    """In place of what only wraps its first argument: a parameter, or TorchScript's tags of types."""
-    return value
-
-
-def _rebuild_from_type(
-    build: Callable[..., StoredTensor], _type: object, arguments: Any, _state: object
-) -> StoredTensor:
-    return build(*arguments)
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    ("torch", "Size"): tuple,
-    ("torch", "Tensor"): Opaque,
-    ("torch.nn.parameter", "Parameter"): Opaque,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
-    ("torch.jit._pickle", "restore_type_tag"): _first,
-    ("torch.jit._pickle", "build_intlist"): _first,
-    ("torch.jit._pickle", "build_doublelist"): _first,
-    ("torch.jit._pickle", "build_boollist"): _first,
-    ("torch.jit._pickle", "build_tensorlist"): _first,
-    ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): Opaque,
-    ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): Opaque,
-    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): Opaque,
-    ("deepspeed.utils.tensor_fragment", "fragment_address"): Opaque,
-}

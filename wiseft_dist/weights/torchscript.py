@@ -8,6 +8,7 @@ dict (torch/csrc/jit/serialization/python_print.cpp).
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,10 @@ from wiseft_dist.weights.stored_tensor import StoredTensor
 
 PACKAGE = "__torch__"
 """Where the classes of an archive live; nothing of that name can be imported."""
+MOST_MODULES = 100_000
+"""Counted as often as they have names: modules that hold each other twice have a name for every path."""
+DEEPEST = 64
+"""Modules in each other."""
 
 
 class Scripted:
@@ -59,19 +64,20 @@ def scripted_state(root: Scripted, read_code: Callable[[str], str | None]) -> Sc
         return listed[module].get(name)
 
     state = ScriptedState()
-    _collect(root, "", in_state, state)
+    count = itertools.count(1)
+
+    def collect(instance: Scripted, prefix: str, depth: int) -> None:
+        if depth > DEEPEST or next(count) > MOST_MODULES:
+            raise ValueError(f"more than {MOST_MODULES:,} modules, or {DEEPEST} in each other")
+        names = in_state(instance.module, instance.name)
+        for name, value in instance.attributes.items():
+            if isinstance(value, Scripted):
+                collect(value, f"{prefix}{name}.", depth + 1)
+            elif isinstance(value, StoredTensor) and (names is None or name in names):
+                state[prefix + name] = value
+
+    collect(root, "", 1)
     return state
-
-
-def _collect(
-    instance: Scripted, prefix: str, in_state: Callable[[str, str], frozenset[str] | None], state: ScriptedState
-) -> None:
-    names = in_state(instance.module, instance.name)
-    for name, value in instance.attributes.items():
-        if isinstance(value, Scripted):
-            _collect(value, f"{prefix}{name}.", in_state, state)
-        elif isinstance(value, StoredTensor) and (names is None or name in names):
-            state[prefix + name] = value
 
 
 def _listed_tensors(code: str) -> dict[str, frozenset[str]]:

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from wiseft_dist.errors import UserError
 from wiseft_dist.storage import join
 from wiseft_dist.weights.places import LOOKING_THREADS, File, Folder, open_folder, read_text
-from wiseft_dist.weights.torch_archive import Opaque, read_archive
+from wiseft_dist.weights.torch_archive import read_archive
+from wiseft_dist.weights.unpickling import Opaque
 
 T = TypeVar("T")
 MODEL_FILE = "mp_rank_00_model_states.pt"
