@@ -196,7 +196,7 @@ def _figures(
     bench: Bench, consolidation: float, mergekit: dict[str, Any] | None, in_memory: dict[str, float]
 ) -> dict[str, Any]:
     limit = {dtype: min(bench.median(dtype, f"limit_{way}") for way in ("buffered", "direct")) for dtype in DTYPES}
-    vs_limit = {dtype: limit[dtype] / bench.median(dtype, "ours") for dtype in DTYPES}
+    vs_limit = {dtype: min(1.0, limit[dtype] / bench.median(dtype, "ours")) for dtype in DTYPES}
     ratios = {
         name: {dtype: bench.median(dtype, peer) / bench.median(dtype, ours) for dtype in DTYPES}
         for name, peer, ours in (

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from swift_store import SwiftStore, need_swift, running_swift
 from tiny_run import World, make_world, wiseft
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run
+
+hypothesis.settings.register_profile("same examples", derandomize=True)
+if "WISEFT_MATRIX" not in os.environ:  # make test-matrix draws others each time
+    hypothesis.settings.load_profile("same examples")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

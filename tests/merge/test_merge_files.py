@@ -91,6 +91,7 @@ def test_a_written_model_says_what_it_is_made_of(tmp_path: Path, zero_shot: Path
     model = provenance(merged(zero_shot, finetuned, tmp_path / "out")[1])
     assert (model["alpha"], model["method"], model["dtype"]) == (0.5, {"name": "wise"}, "fp32")
     assert model["carried_from_zero_shot"] == model["taken_from_finetuned"] == []
+    assert model["mixed"] == ["logit_scale", "visual.w"]  # and not the integers
     paths = {role: [source["path"] for source in sources] for role, sources in model["sources"].items()}
     assert paths == {"zero_shot": [str(zero_shot / WEIGHTS_FILE)], "finetuned": [str(finetuned)], "fisher": []}
 

@@ -127,6 +127,7 @@ def _provenance(
         "alpha": alpha,
         "dtype": settings.dtype,
         "arithmetic": "fp32, rounded once; integers and masks from the zero-shot model",
+        "mixed": sorted(filter(models.is_mixed, models.records)),
         "carried_from_zero_shot": sorted(models.carried),
         "taken_from_finetuned": sorted(models.taken),
         "device": f"cpu ({platform.machine()})",
