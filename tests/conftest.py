@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from file_server import serve
 from swift_store import SwiftStore, need_swift, running_swift
 from tiny_run import World, make_world, wiseft
 
@@ -62,6 +63,19 @@ def copied(finished: FinishedRun, tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.config_file.write_text(run.config_file.read_text().replace(str(finished.run.path), str(run.path)))
     return run
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """A folder whose files :func:`web` serves."""
+    (tmp_path / "served").mkdir()
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def web(served: Path) -> Iterator[str]:
+    with serve(served) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

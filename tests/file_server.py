@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 
 class WithoutRanges(SimpleHTTPRequestHandler):
@@ -76,3 +79,11 @@ def serve(folder: Path, handler: type[SimpleHTTPRequestHandler] = WithRanges) ->
     finally:
         server.shutdown()
         server.server_close()
+
+
+def without_logins(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """No login of whoever runs the tests is used."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "HF_TOKEN"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("NETRC", raising=False)

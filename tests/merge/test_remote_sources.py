@@ -1,10 +1,9 @@
 """Checkpoints on a real web server and a real S3 store: equal to those on disk, and no byte more than is needed."""
 
 import json
-import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import safetensors.torch
 import swift_store
 import torch
 from fault_proxy import FaultProxy
-from file_server import WithoutRanges, serve
+from file_server import WithoutRanges, serve, without_logins
 from real_checkpoints import Checkpoint, same_bits
 from swift_store import SwiftStore
 
@@ -30,23 +29,9 @@ Converted = Callable[[int, str], Path]
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Faults are over in seconds, and no login of whoever runs the tests is used."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "HF_TOKEN"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    without_logins(monkeypatch, tmp_path_factory.mktemp("home"))
     monkeypatch.setenv("WISEFT_STORE_TRIES", "8")
     monkeypatch.setenv("WISEFT_STORE_TIMEOUT", "0.5")
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Path:
-    (tmp_path / "served").mkdir()
-    return tmp_path / "served"
-
-
-@pytest.fixture
-def web(served: Path) -> Iterator[str]:
-    with serve(served) as url:
-        yield url
 
 
 @pytest.fixture

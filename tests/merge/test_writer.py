@@ -5,7 +5,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -316,14 +316,19 @@ def test_a_mixture_that_the_written_dtype_cannot_hold_is_refused(tmp_path: Path)
 
 
 @contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """A disk that takes no longer files, as far as this process can tell."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+def limited(which: int, soft: int) -> Iterator[None]:
+    """A lower limit of the system for this process."""
+    before = resource.getrlimit(which)
+    resource.setrlimit(which, (soft, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(which, before)
+
+
+def largest_file(num_bytes: int) -> AbstractContextManager[None]:
+    """A disk that takes no longer files, as far as this process can tell."""
+    return limited(resource.RLIMIT_FSIZE, num_bytes)
 
 
 def test_where_there_is_no_room_nothing_is_left(tmp_path: Path):
@@ -402,20 +407,10 @@ def test_an_input_that_changes_while_it_is_merged_gives_no_ensemble(tmp_path: Pa
     assert what == "gone" or files_of(tmp_path / "out") == {}
 
 
-@contextmanager
-def most_open_files(soft: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def test_more_alphas_than_files_that_may_be_open_at_first_are_written(tmp_path: Path):
     alphas = [number / 99 for number in range(100)]
     few = 20 + len(list(Path("/proc/self/fd").iterdir()))
-    with opened(tmp_path / "models", two_models(30)) as models, most_open_files(few):
+    with opened(tmp_path / "models", two_models(30)) as models, limited(resource.RLIMIT_NOFILE, few):
         write(models, tmp_path / "out", alphas)
     assert sum(is_committed(folder) for folder in (tmp_path / "out").iterdir()) == 100
 

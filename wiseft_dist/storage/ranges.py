@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
@@ -11,6 +9,7 @@ from typing import BinaryIO, cast
 from wiseft_dist.errors import UserError
 from wiseft_dist.storage.objects import StoredObject
 from wiseft_dist.storage.resuming import RangesNotServed, stream
+from wiseft_dist.storage.seeking import SeekableObject
 
 BLOCK = 2**16
 """Bytes of a block: what :func:`open_ranged` fetches, and keeps, at least."""
@@ -47,26 +46,10 @@ def open_ranged(source: StoredObject) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, reader)
 
 
-class _RangedFile(io.RawIOBase):
+class _RangedFile(SeekableObject):
     def __init__(self, source: StoredObject) -> None:
-        self._source, self._position = source, 0
+        super().__init__(source)
         self._blocks: dict[int, bytes] = {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.num_bytes}[whence]
-        if base + offset < 0:
-            raise OSError(f"{self._source.url}: negative seek position {base + offset}")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the stubs' Buffer has no length
         count = min(len(buffer), max(0, self._source.num_bytes - self._position))

@@ -20,6 +20,7 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.storage.faults import Cancelled
 from wiseft_dist.storage.objects import StoredObject, existing
 from wiseft_dist.storage.resuming import RangesNotServed, stream
+from wiseft_dist.storage.seeking import SeekableObject
 from wiseft_dist.storage.urls import is_remote, local_path
 from wiseft_dist.storage.writing import replacing
 
@@ -106,11 +107,11 @@ class _Part:
     content: Future[bytes]
 
 
-class _RemoteFile(io.RawIOBase):
+class _RemoteFile(SeekableObject):
     """Bytes of a remote object in the order in which they are asked for, with the next parts on their way."""
 
     def __init__(self, source: StoredObject) -> None:
-        self._source, self._position = source, 0
+        super().__init__(source)
         self._parts: deque[_Part] = deque()
         self._part_size = FIRST_PART
         self._cancelled = threading.Event()
@@ -119,22 +120,6 @@ class _RemoteFile(io.RawIOBase):
         self._rest = memoryview(b"")
         self._plain_position = 0
         self._ranged = True
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.num_bytes}[whence]
-        if base + offset < 0:
-            raise ValueError(f"{self._source.url}: negative seek position {base + offset}")
-        self._position = base + offset
-        return self._position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the stubs' Buffer has no length
         piece = self._ahead()[: len(buffer)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -84,7 +85,7 @@ def open_folder(source: str | Path) -> Folder:
     return (_WebFolder if source.startswith("http") else _BucketFolder)(source.rstrip("/"))
 
 
-class Folder:
+class Folder(ABC):
     """Files by their names in a folder; ``str`` says where it is."""
 
     def __init__(self, url: str) -> None:
@@ -93,13 +94,13 @@ class Folder:
     def __str__(self) -> str:
         return self.url
 
+    @abstractmethod
     def names(self) -> list[str] | None:
         """The names of the files right in it, sorted; None where that cannot be found out."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look_up(self, names: Iterable[str]) -> dict[str, File]:
         """Those files of these names that are there; a name may have slashes."""
-        raise NotImplementedError
 
     def file(self, name: str) -> File | None:
         """The file of that name, if it is there."""
