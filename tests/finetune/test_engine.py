@@ -78,7 +78,7 @@ def matrix(world_size: int) -> list[Case]:
     ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.matrix)])
 def test_sharded_training_is_that_of_plain_pytorch(tmp_path: Path, world_size: int) -> None:
     cases = matrix(world_size)
     results = run_cases(cases, tmp_path, world_size=world_size)

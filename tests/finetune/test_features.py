@@ -127,7 +127,9 @@ def test_other_features_have_another_key(folder: Path) -> None:
     assert replace(source, manifest=held_out).key == source.key
 
 
-@pytest.mark.parametrize("decodes", [3, CHUNK_SAMPLES + 1, NUM_SAMPLES - 1])
+@pytest.mark.parametrize(
+    "decodes", [CHUNK_SAMPLES + 1, *(pytest.param(each, marks=pytest.mark.matrix) for each in (3, NUM_SAMPLES - 1))]
+)
 def test_a_computation_that_was_killed_goes_on_with_the_chunks_that_are_missing(folder: Path, decodes: int) -> None:
     assert start(folder, decodes=decodes) == [-signal.SIGKILL]
     finished = decodes // CHUNK_SAMPLES

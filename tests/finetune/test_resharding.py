@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     return run_cases(cases, tmp_path_factory.mktemp("undisturbed"), world_size=2)
 
 
-@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.matrix), 4])
+@pytest.mark.parametrize("world_size", [1, *(pytest.param(each, marks=pytest.mark.matrix) for each in (2, 4))])
 def test_every_bit_of_the_state_arrives_and_training_goes_on(
     tmp_path: Path, saved: Any, undisturbed: dict[str, dict[str, Any]], world_size: int
 ) -> None:

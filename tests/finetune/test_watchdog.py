@@ -60,6 +60,7 @@ def test_a_rank_that_waits_for_data_is_named_by_all(tmp_path: Path) -> None:
     assert failures(tmp_path)[0]["stalled"] == [1]
 
 
+@pytest.mark.matrix
 def test_a_process_alone_is_watched_too(tmp_path: Path) -> None:
     with ranks_under_way(tmp_path, 1, 0) as [rank]:
         _, error = rank.communicate(timeout=PATIENCE_SECONDS)
