@@ -8,9 +8,12 @@ OUTPUT ?= runs/quickstart
 
 venv: $(VENV)/.installed
 
+# clip-benchmark is a peer that tests compare with. Of its dependencies only those of ours are needed; transformers, which
+# open_clip imports wherever it finds it, would slow every start down.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps clip-benchmark
 	touch $@
 
 quickstart: venv  ## the whole road on made-up pictures

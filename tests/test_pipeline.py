@@ -7,7 +7,7 @@ import pytest
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.pipeline import execute, plan, remaining
+from wiseft_dist.pipeline import execute, is_finished, plan, remaining
 from wiseft_dist.run import write_atomically
 from wiseft_dist.tracking import read_events
 
@@ -24,37 +24,50 @@ def config():
     )
 
 
-def test_a_plan_has_every_stage_in_order_and_a_job_for_each_dataset(config):
-    steps = plan(config, ["sketch", "photo"])
-    assert names(steps) == [["finetune"], ["merge"], ["evaluate/sketch", "evaluate/photo"], ["report"]]
+SIZES = {"sketch": 30_000, "photo": 5_000}
+
+
+def test_a_plan_has_every_stage_in_order_and_a_job_for_every_twenty_thousand_images(config):
+    steps = plan(config, SIZES)
+    assert names(steps) == [["finetune"], ["merge"], ["evaluate/1-of-2", "evaluate/2-of-2"], ["report"]]
     assert steps[1].jobs[0].resources.mem_gb == 7
-    assert steps == plan(config, ["sketch", "photo"])
+    assert steps == plan(config, SIZES)
 
 
 def test_what_is_finished_is_not_planned_again(config):
-    finished = ["finetune", "evaluate/photo"]
-    assert names(plan(config, ["sketch", "photo"], finished)) == [["merge"], ["evaluate/sketch"], ["report"]]
+    finished = ["finetune", "evaluate/2-of-2"]
+    assert names(plan(config, SIZES, finished)) == [["merge"], ["evaluate/1-of-2"], ["report"]]
 
 
 def test_without_datasets_a_run_trains_and_merges(config):
-    assert names(plan(config, [])) == [["finetune"], ["merge"]]
+    assert names(plan(config, {})) == [["finetune"], ["merge"]]
 
 
 def test_each_stage_that_is_committed_shortens_what_remains(copied):
     config = copied.load_config()
-    evaluations = ["evaluate/sketch", "evaluate/id_val", "evaluate/photo", "evaluate/clipart"]
     assert remaining(config, copied) == []
     shutil.rmtree(copied.report)
     assert names(remaining(config, copied)) == [["report"]]
     shutil.rmtree(copied.cells / "photo")
-    assert names(remaining(config, copied)) == [["evaluate/photo"], ["report"]]
-    shutil.rmtree(copied.cells)
-    (evaluate, _) = names(remaining(config, copied))
-    assert sorted(evaluate) == sorted(evaluations)
+    assert names(remaining(config, copied)) == [["evaluate/1-of-1"], ["report"]]
     shutil.rmtree(copied.ensemble(0.5))
     assert names(remaining(config, copied))[0] == ["merge"]
     shutil.rmtree(copied.checkpoints)
     assert [step.stage for step in remaining(config, copied)] == ["finetune", "merge", "evaluate", "report"]
+
+
+def test_only_jobs_of_the_evaluation_with_something_left_are_run_again(copied):
+    config = copied.load_config()
+    config = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"job_images": 22, "part_samples": 20})}
+    )
+    assert remaining(config, copied) == []
+    shutil.rmtree(copied.cells / "photo")  # 13 and 7 samples are one job's, 12 and 11 the other's
+    assert names(remaining(config, copied)) == [["evaluate/2-of-2"]]
+    evaluate = remaining(config, copied)[0].jobs[0]
+    assert not is_finished(config, copied, evaluate)
+    execute("evaluate", copied, part=evaluate.part)
+    assert remaining(config, copied) == []
 
 
 def test_a_report_is_written_again_when_the_datasets_change_roles(finished):

@@ -78,7 +78,7 @@ def make_world(folder: Path) -> World:
     """Write everything that a run needs."""
     world = World(folder)
     for number, (name, size) in enumerate(SIZES.items()):
-        samples = (EncodedSample(_picture(1000 * number + i, i % 3), "png", i % 3) for i in range(size))
+        samples = (EncodedSample(picture(1000 * number + i, i % 3), "png", i % 3) for i in range(size))
         write_split(samples, world.data / name, samples_per_shard=5)
     write_vocabulary(world.data, classnames=CLASSNAMES, templates=["a {c} picture", "{c}"])
     (folder / "model.json").write_text(json.dumps({"model_cfg": MODEL}))
@@ -86,7 +86,7 @@ def make_world(folder: Path) -> World:
     return world
 
 
-def _picture(number: int, label: int) -> bytes:
+def picture(number: int, label: int) -> bytes:
     """Noise with a tint of its class, as PNG."""
     pixels = np.random.default_rng(number).integers(0, 200, (16, 20, 3), dtype=np.uint8)
     pixels[..., label] += 40

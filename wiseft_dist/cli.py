@@ -12,6 +12,7 @@ import typer
 
 from wiseft_dist import __version__
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.evaluate_command import evaluate
 from wiseft_dist.merge_command import merge
 from wiseft_dist.printable import printable
 from wiseft_dist.shards_command import app as shards_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(shards_app)
 app.command()(merge)
+app.command()(evaluate)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -116,8 +118,7 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fals
 
 
 def _plan_text(described: dict[str, Any]) -> str:
-    lines = [f"{job['name']:<24} {job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"
-             for job in described["jobs"]] or ["nothing left to do"]  # fmt: skip
+    lines = [_job_text(job) for job in described["jobs"]] or ["nothing left to do"]
     batch = (
         f"batch {described['global_batch_size']} = {described['world_size']} ranks x {described['micro_batch_size']} "
         f"x {described['accumulation_steps']} accumulation; {described['steps']} steps for {described['epochs']:g} "
@@ -128,19 +129,17 @@ def _plan_text(described: dict[str, Any]) -> str:
     return "\n".join([*lines, batch, f"{len(described['alphas'])} alphas on: {tests or 'nothing'}"])
 
 
+def _job_text(job: dict[str, Any]) -> str:
+    """A line: the job's name, its processes and, of the evaluation, how many images of each dataset it scores."""
+    images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
+    text = f"{job['name']:<24} {job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"
+    return f"{text}: {images}" if images else text
+
+
 @app.command()
 def finetune(run_directory: RunDirectory) -> None:
     """Run the fine-tuning stage in this process group (torchrun, srun)."""
     _stage("finetune", run_directory)
-
-
-@app.command()
-def evaluate(
-    run_directory: RunDirectory,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Only this one.")] = None,
-) -> None:
-    """Run the evaluation stage in this process: every alpha on one decode pass."""
-    _stage("evaluate", run_directory, dataset)
 
 
 @app.command()
@@ -153,8 +152,8 @@ def report(run_directory: RunDirectory) -> None:
     print_summary(Run(run_directory.absolute()))
 
 
-def _stage(stage: str, run_directory: Path, dataset: str | None = None) -> None:
+def _stage(stage: str, run_directory: Path) -> None:
     from wiseft_dist.pipeline import execute
     from wiseft_dist.run import Run
 
-    execute(stage, Run(run_directory.absolute()), dataset=dataset)
+    execute(stage, Run(run_directory.absolute()))

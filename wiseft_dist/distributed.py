@@ -99,7 +99,7 @@ def device_of(ranks: Ranks) -> torch.device:
     if ranks.local_world_size > visible > 1:
         raise UserError(
             f"{ranks.local_world_size} processes on a machine with {visible} GPUs: set tasks_per_node and "
-            "gpus_per_node of launch.finetune to the same number."
+            "gpus_per_node of this stage in launch to the same number."
         )
     return torch.device("cuda", 0 if visible == 1 else ranks.local_rank)
 

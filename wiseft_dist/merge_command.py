@@ -94,7 +94,7 @@ def merge(
         zero_shot,
         finetuned,
         output,
-        _settings(settings, given),
+        settings_of("wiseft merge", settings, given),
         {"carry": carry or [], "allow_missing_head": allow_missing_head, "average": average, "check": verify},
         verify=verify,
     )
@@ -130,13 +130,18 @@ def _check_models(run: Run) -> None:
             check_sources(weights)
 
 
-def _settings(file: Path | None, given: dict[str, Any]) -> MergeConfig:
+def settings_of(command: str, file: Path | None, given: dict[str, Any]) -> MergeConfig:
+    """The settings of ``merge:`` in a YAML file, changed by a command's options.
+
+    Raises:
+        UserError: naming the setting that is wrong.
+    """
     from wiseft_dist.config import MergeConfig, load_tree, parse_section
 
     written = {} if file is None else load_tree(file)
     if "models" in written:
         raise UserError(f"{file}: fine-tuned models are named by --finetuned here: take `models` out.")
-    source = "wiseft merge" if file is None else f"wiseft merge --settings {file}"
+    source = command if file is None else f"{command} --settings {file}"
     return parse_section(MergeConfig, written | given, source=source)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from wiseft_dist.config import Resources, RunConfig, batch_arithmetic
 from wiseft_dist.data.manifest import Manifest
-from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate
+from wiseft_dist.data.stage import TRAIN, sizes_to_evaluate
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.evaluate.cells import CellStore, members_of, report_digest
+from wiseft_dist.evaluate.parts import job_names, parts_of_job
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run
@@ -23,16 +24,17 @@ STAGES = ("finetune", "merge", "evaluate", "report")
 
 @dataclass(frozen=True)
 class Job:
-    """One stage, or one dataset of the evaluation."""
+    """One stage, or a share of the evaluation."""
 
     stage: str
-    dataset: str | None
+    part: str | None
+    """Which share: ``1-of-3``."""
     resources: Resources
 
     @property
     def name(self) -> str:
-        """``merge``, ``evaluate/sketch``."""
-        return self.stage if self.dataset is None else f"{self.stage}/{self.dataset}"
+        """``merge``, ``evaluate/1-of-3``."""
+        return self.stage if self.part is None else f"{self.stage}/{self.part}"
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,18 @@ class Step:
     jobs: tuple[Job, ...]
 
 
-def plan(config: RunConfig, datasets: Collection[str], finished: Collection[str] = ()) -> list[Step]:
+def plan(config: RunConfig, sizes: Mapping[str, int], finished: Collection[str] = ()) -> list[Step]:
     """What is left to run, in order.
 
     Args:
         config: The run.
-        datasets: What is evaluated, the ID-val piece included; empty for a run that only trains and merges.
+        sizes: Samples of what is evaluated, by dataset, the ID-val piece included; empty for a run that only trains and
+            merges.
         finished: Names of jobs whose output is committed.
     """
     steps = []
-    for stage in STAGES if datasets else STAGES[:2]:
-        names = list(datasets) if stage == "evaluate" else [None]
+    for stage in STAGES if sizes else STAGES[:2]:
+        names = job_names(config, sizes) if stage == "evaluate" else [None]
         jobs = [Job(stage, name, getattr(config.launch, stage)) for name in names]
         left = tuple(job for job in jobs if job.name not in finished)
         if left:
@@ -70,22 +73,34 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
         return is_merged and ensembles_are_published(config, run)
     if not are_models_known(config, run):
         return False
-    store = CellStore(config, run)
+    store, sizes = CellStore.of_run(config, run), sizes_to_evaluate(config, run)
     if job.stage == "evaluate":
-        assert job.dataset is not None
-        return not store.missing(job.dataset, config.merge.alphas)
-    if not run.results_file.is_file() or not run.selection_file.is_file():
+        assert job.part is not None
+        return not store.left(parts_of_job(config, sizes, job.part), members_of(config))
+    if not all(file.is_file() for file in (run.results_file, run.statistics_file, run.selection_file)):
         return False
-    current = store.report_digest(datasets_to_evaluate(config, run))
+    current = report_digest(config, store, sizes)
     is_current = json.loads(run.selection_file.read_text()).get("cells") == current
     return is_current and report_is_published(config, run)
 
 
 def remaining(config: RunConfig, run: Run) -> list[Step]:
     """What is left of an indexed run, read from its directory."""
-    datasets = datasets_to_evaluate(config, run)
-    finished = [job.name for step in plan(config, datasets) for job in step.jobs if is_finished(config, run, job)]
-    return plan(config, datasets, finished)
+    sizes = sizes_to_evaluate(config, run)
+    planned = {step.stage: step.jobs for step in plan(config, sizes)}
+    evaluations = planned.pop("evaluate", ())
+    finished = [job.name for jobs in planned.values() for job in jobs if is_finished(config, run, job)]
+    return plan(config, sizes, [*finished, *_scored(config, run, sizes, evaluations)])
+
+
+def _scored(config: RunConfig, run: Run, sizes: Mapping[str, int], jobs: Collection[Job]) -> list[str]:
+    """The finished ones of many jobs of the evaluation, without looking at every cell for each."""
+    if not jobs or not are_models_known(config, run):
+        return []
+    parts = {job.name: parts_of_job(config, sizes, job.part) for job in jobs if job.part is not None}
+    store = CellStore.of_run(config, run)
+    left = set(store.left([part for of_job in parts.values() for part in of_job], members_of(config)))
+    return [name for name, of_job in parts.items() if left.isdisjoint(of_job)]
 
 
 def describe(config: RunConfig, manifests: dict[str, Manifest]) -> dict[str, Any]:
@@ -114,8 +129,14 @@ def describe(config: RunConfig, manifests: dict[str, Manifest]) -> dict[str, Any
     }
 
 
-def execute(stage: str, run: Run, *, dataset: str | None = None) -> None:
+def execute(stage: str, run: Run, *, dataset: str | None = None, part: str | None = None) -> None:
     """Run a stage in this process (group); a failure is written to the run's events before it is raised.
+
+    Args:
+        stage: Its name.
+        run: The run.
+        dataset: Evaluate only this one.
+        part: Evaluate only what this job scores, such as ``1-of-3``.
 
     Raises:
         UserError: if there is no such stage or the directory is no run.
@@ -124,7 +145,7 @@ def execute(stage: str, run: Run, *, dataset: str | None = None) -> None:
         raise UserError(f"{stage} is not a stage. Stages: {', '.join(STAGES)}.")
     config = run.load_config()
     try:
-        _stage_function(stage, dataset)(config, run)
+        _stage_function(stage, dataset, part)(config, run)
     except BaseException as error:
         if not isinstance(error, SystemExit):  # submitit leaves a requeued job this way
             append_event(
@@ -132,13 +153,14 @@ def execute(stage: str, run: Run, *, dataset: str | None = None) -> None:
                 stage=stage,
                 event="failed",
                 dataset=dataset,
+                job=part,
                 kind=type(error).__name__,
                 error=str(error) or type(error).__name__,
             )
         raise
 
 
-def _stage_function(stage: str, dataset: str | None) -> Callable[[RunConfig, Run], object]:
+def _stage_function(stage: str, dataset: str | None, part: str | None) -> Callable[[RunConfig, Run], object]:
     """Stages are imported only where they run: the command line and the scheduler do without torch."""
     if stage == "finetune":
         from wiseft_dist.finetune.stage import finetune
@@ -149,7 +171,7 @@ def _stage_function(stage: str, dataset: str | None) -> Callable[[RunConfig, Run
     if stage == "evaluate":
         from wiseft_dist.evaluate.stage import evaluate
 
-        return lambda config, run: evaluate(config, run, dataset=dataset)
+        return lambda config, run: evaluate(config, run, dataset=dataset, job=part)
     from wiseft_dist.report.stage import report
 
     return report

@@ -98,6 +98,11 @@ class Run:
         return self.report / "results.csv"
 
     @property
+    def statistics_file(self) -> Path:
+        """Every number of the report."""
+        return self.report / "statistics.json"
+
+    @property
     def selection_file(self) -> Path:
         """The chosen alphas and how they were chosen."""
         return self.report / "selection.json"

@@ -118,5 +118,5 @@ def _start_mirror(config: RunConfig, run: Run, stage: str, job: str) -> Any:
         settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True),
     )
     mirror.define_metric("finetune/*", step_metric="step")
-    mirror.define_metric("evaluate/*", step_metric="alpha")
+    mirror.define_metric("report/*", step_metric="alpha")
     return mirror

@@ -90,6 +90,29 @@ def test_only_what_the_fast_way_cannot_do_goes_the_exact_way(preprocess):
     assert same == (preprocess not in fast)
 
 
+@each_preprocess
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_a_border_is_cut_off_before_anything_else(preprocess, mode):
+    """As ObjectNet asks for: 2 pixels a side are red, and none of them may be resized into the picture."""
+    picture = by_pillow(encoded("RGB", "png", (331, 487)))
+    framed = Image.new("RGB", (491, 335), (255, 0, 0))
+    framed.paste(picture, (2, 2))
+    out = np.full((preprocess.size, preprocess.size, 3), 77, np.uint8)
+    evaluation_transform(preprocess, mode, crop_border=2)(saved(framed, "png"), out)
+    wanted = uint8_of_open_clip(preprocess, saved(framed.crop((2, 2, 489, 333)), "png"))
+    assert abs(out.astype(int) - wanted).max() <= (2 if mode == "fast" else 0)
+    assert np.array_equal(out, evaluated(preprocess, saved(picture, "png"), mode))
+    assert not np.array_equal(out, evaluated(preprocess, saved(framed, "png"), mode))
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_a_picture_that_is_all_border_is_a_decode_error(mode):
+    out = np.empty((32, 32, 3), np.uint8)
+    evaluation_transform(SHORTEST, mode, crop_border=2)(encoded("RGB", "png", (5, 90)), out)
+    with pytest.raises(DecodeError, match="90 x 4 pixels hold nothing but a border of 2"):
+        evaluation_transform(SHORTEST, mode, crop_border=2)(encoded("RGB", "png", (4, 90)), out)
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (32, 90), (91, 32), (33, 40), (45, 32), (1, 7), (200, 31), (77, 77)])
 def test_sides_and_crop_offsets_are_rounded_as_by_torchvision(shape):
     data = encoded("RGB", "png", shape)

@@ -6,7 +6,7 @@ from wiseft_dist.config import DataConfig
 from wiseft_dist.data.manifest import index_shards
 from wiseft_dist.data.pack import CLASSNAMES_FILE, TEMPLATES_FILE, write_vocabulary
 from wiseft_dist.data.tar import LABEL_FIELDS
-from wiseft_dist.data.vocabulary import check_labels, load_vocabulary
+from wiseft_dist.data.vocabulary import check_labels, check_own_labels, load_vocabulary, prompt
 from wiseft_dist.errors import UserError
 
 CLASSNAMES = ("cat", "dog", "great white shark")
@@ -72,3 +72,25 @@ def test_a_label_outside_the_class_list_is_refused(shards):
 def test_a_class_list_that_differs_from_the_datasets_own_is_refused(shards, classnames, pair):
     with pytest.raises(UserError, match=pair):
         check_labels("sketch", str(shards), index_shards(str(shards), target=LABEL_FIELDS), classnames)
+
+
+def test_the_labels_of_a_test_set_are_held_against_its_own_class_list(shards, tmp_path):
+    manifest = index_shards(str(shards), target=LABEL_FIELDS)
+    check_own_labels("photo", str(shards), manifest)
+    (tmp_path / CLASSNAMES_FILE).write_text("cat\ndog\n")
+    with pytest.raises(UserError, match=r"photo: .*\.tar has label 2, but the class list has 2 names \(0 to 1\)"):
+        check_own_labels("photo", str(shards), manifest)
+    (tmp_path / CLASSNAMES_FILE).unlink()
+    check_own_labels("photo", str(shards), manifest)  # nothing is known of its classes
+
+
+@pytest.mark.parametrize(
+    ("template", "classname", "expected"),
+    [
+        ("a photo of a {c}.", "ice_cream", "a photo of a ice_cream."),
+        ("a photo of {a c}.", "ice_cream", "a photo of an ice cream."),
+        ("{c}: {a c}", "Zoo", "Zoo: a Zoo"),
+    ],
+)
+def test_a_prompt_takes_the_class_name_as_it_is_or_with_its_article(template, classname, expected):
+    assert prompt(template, classname) == expected

@@ -1,24 +1,210 @@
+"""What is committed is found again whole, exactly once, and only where nothing that decides the numbers has changed."""
+
 from __future__ import annotations
 
 import shutil
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 
 import wiseft_dist
+from wiseft_dist.config import DatasetSpec
+from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import index
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.errors import RunError
+from wiseft_dist.evaluate.cells import CellStore, Content, members_of
+from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
 from wiseft_dist.run import committing
+
+MEMBERS = (Member(0.0), Member(0.5), Member(1.0))
+SIZE = 10
+FLOATS = ("confidences", "margins", "log_probs", "briers", "divergences")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CellStore(tmp_path, {"models": "some"}, lambda name: Content(SIZE, {"data": name}))
+
+
+def moments(count):
+    return FeatureMoments(count, *(np.full(shape, float(count)) for shape in ((2,), (2,), (2, 2), (2, 2), (2, 2))))
+
+
+def predictions(start, stop, num_members=3, *, bad=(), shuffle=False, **changes):
+    """Of a part: every number can be told from its position and member."""
+    positions = np.asarray([p for p in range(start, stop) if p not in bad], dtype=np.int64)
+    if shuffle:
+        positions = positions[::-1]
+    grid = 100 * np.arange(num_members)[:, None] + positions
+    floats = {name: (grid + i / 10).astype(np.float32) for i, name in enumerate(FLOATS)}
+    fields = {
+        "keys": tuple(f"s{position}" for position in positions),
+        "positions": positions,
+        "labels": np.stack([positions % 3, np.full_like(positions, -1)], axis=1),
+        "classes": (grid % 3).astype(np.int32),
+        "top5": (grid[..., None] + np.arange(5)).astype(np.int32),
+        **floats,
+        "metadata": {"region": positions * 7},
+        "bad": tuple(BadSample(position, "0.tar", f"s{position}", "is torn") for position in bad),
+        "features": moments(len(positions)),
+    }
+    return Predictions(**fields | changes)
+
+
+def write(store, start, stop, members=MEMBERS, **options):
+    part = Part("photo", start, stop)
+    store.write("photo", part, members, predictions(start, stop, len(members), **options))
+
+
+def same(found, expected):
+    for name in ("keys", "bad"):
+        assert getattr(found, name) == getattr(expected, name)
+    for name in ("positions", "labels", "classes", "top5", *FLOATS):
+        left, right = getattr(found, name), getattr(expected, name)
+        assert left.dtype == right.dtype, name
+        np.testing.assert_array_equal(left, right, err_msg=name)
+    assert found.metadata.keys() == expected.metadata.keys()
+    for name, values in expected.metadata.items():
+        np.testing.assert_array_equal(found.metadata[name], values)
+
+
+def test_what_is_written_in_parts_is_read_as_one_in_the_order_of_positions(store):
+    write(store, 4, 8, bad=(5,), shuffle=True)
+    write(store, 8, 10)
+    write(store, 0, 4)
+    found = store.read("photo", MEMBERS)
+    same(found, predictions(0, 10, bad=(5,)))
+    assert found.features.num_samples == 9
+    np.testing.assert_array_equal(found.features.xy, np.full((2, 2), 9.0))
+    other = store.read("photo", (MEMBERS[2], MEMBERS[0]))
+    np.testing.assert_array_equal(other.classes, found.classes[[2, 0]])
+
+
+def test_only_what_is_asked_for_is_read(store):
+    write(store, 0, 10)
+    found = store.read("photo", MEMBERS, columns=["classes"])
+    assert found.classes.shape == (3, 10)
+    assert found.margins.shape == (3, 0) and found.top5.shape == (3, 0, 5)
+    assert found.features is None
+    assert found.num_correct.tolist() == [10, 0, 0]  # 100 and 200 more: another class for every sample
+
+
+def test_a_cell_is_missing_until_its_parts_cover_the_dataset(store):
+    assert store.missing("photo", MEMBERS) == list(MEMBERS)
+    write(store, 0, 4)
+    write(store, 4, 9, MEMBERS[:2])
+    write(store, 9, 10)
+    assert store.missing("photo", MEMBERS) == [MEMBERS[2]]
+    assert store.missing("photo", MEMBERS, Part("photo", 0, 4)) == []
+    assert store.missing("photo", MEMBERS, Part("photo", 2, 5)) == [MEMBERS[2]]
+    with pytest.raises(RunError, match=r"alpha_1\.00-\w+ is not complete: evaluate photo first"):
+        store.read("photo", MEMBERS)
+
+
+@pytest.mark.parametrize("cuts", [[(0, 6), (4, 10)], [(0, 10), (2, 5)], [(0, 3), (0, 7), (3, 4), (5, 8), (8, 10)]])
+def test_parts_of_another_cut_may_overlap(store, cuts):
+    for start, stop in cuts:
+        write(store, start, stop, bad=tuple({1, 5} & set(range(start, stop))))
+    assert store.missing("photo", MEMBERS) == []
+    found = store.read("photo", MEMBERS)
+    same(found, predictions(0, 10, bad=(1, 5)))
+    assert [entry.position for entry in store.skipped("photo", MEMBERS[0])] == [1, 5]
+
+
+def test_sums_over_features_are_left_out_where_a_part_counts_in_part_only(store):
+    write(store, 0, 6)
+    write(store, 4, 10)
+    assert store.read("photo", MEMBERS).features is None
+
+
+def test_a_dataset_of_which_a_part_has_no_usable_sample_is_read(store):
+    write(store, 0, 3, bad=(0, 1, 2))
+    write(store, 3, 10)
+    same(store.read("photo", MEMBERS), predictions(0, 10, bad=(0, 1, 2)))
+
+
+def files(store, member=MEMBERS[1]):
+    return sorted(store.folder("photo", member).glob("part-*.parquet"))
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "empty", "renamed", "another cell's", "half written"])
+def test_a_file_that_is_not_whole_or_not_its_own_does_not_count(store, damage):
+    write(store, 0, 4)
+    write(store, 4, 10)
+    [_, file] = files(store)
+    assert file.name == "part-00000004-00000010.parquet"
+    match damage:
+        case "lost":
+            file.unlink()
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        case "empty":
+            file.write_bytes(b"")
+        case "renamed":
+            file.rename(file.with_name("part-00000004-00000011.parquet"))
+        case "another cell's":
+            shutil.copy(store.folder("photo", MEMBERS[0]) / file.name, file)
+        case "half written":
+            file.rename(file.with_name(f".{file.name}.1234abcd"))
+    assert store.missing("photo", MEMBERS) == [MEMBERS[1]]
+    write(store, 4, 10, [MEMBERS[1]])
+    assert store.missing("photo", MEMBERS) == []
+
+
+def test_a_damaged_page_is_noticed_when_it_is_read(store):
+    write(store, 0, 10)
+    [file] = files(store)
+    content = bytearray(file.read_bytes())
+    place = pyarrow.parquet.read_metadata(file).row_group(0).column(6).data_page_offset
+    content[place + 60] ^= 1  # behind the page's header: in its compressed values
+    file.write_bytes(content)
+    assert store.missing("photo", MEMBERS) == []
+    with pytest.raises(RunError, match=r"part-00000000-00000010\.parquet is damaged .* delete it and evaluate again"):
+        store.read("photo", MEMBERS)
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 3], [0, 1, 1, 3], [0, 1, 2, 3, 4], [0, 1, 2, 9]])
+def test_predictions_of_other_positions_than_the_parts_are_refused(store, positions):
+    made = predictions(0, len(positions), positions=np.asarray(positions))
+    with pytest.raises(RunError, match=r"photo: [345] samples came for the positions 0 to 3"):
+        store.write("photo", Part("photo", 0, 4), MEMBERS, made)
+    assert files(store) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": tuple("abcdefghij")}, r"alpha_0\.50-\w+ is of other samples than the cells beside it \(key\)"),
+        ({"labels": np.zeros((10, 2), dtype=np.int64)}, r"is of other samples than the cells beside it \(label\)"),
+        ({"bad": (3,)}, r"is of other samples than the cells beside it \(key, position, label\)"),
+    ],
+)
+def test_cells_of_other_samples_are_not_read_together(store, change, message):
+    write(store, 0, 10, MEMBERS[:1])
+    write(store, 0, 10, MEMBERS[1:2], **change)
+    with pytest.raises(RunError, match=message):
+        store.read("photo", MEMBERS[:2])
+
+
+def test_two_samples_with_one_key_are_refused(store):
+    write(store, 0, 10, keys=("a",) * 10)
+    with pytest.raises(RunError, match="photo: 10 samples have 1 different keys"):
+        store.read("photo", MEMBERS)
 
 
 def folders(config, run):
-    store = CellStore(config, run)
-    return {(name, alpha): store.folder(name, alpha) for name in ("photo", "sketch", "id_val") for alpha in (0.0, 0.5)}
+    store = CellStore.of_run(config, run)
+    members = (Member(0.0), Member(0.5), Member(0.5, "output"))
+    return {(name, member): store.folder(name, member) for name in ("photo", "sketch", "id_val") for member in members}
 
 
 def test_every_cell_has_a_folder_of_its_own_that_stays_the_same(finished):
     first, second = folders(finished.config, finished.run), folders(finished.config, finished.run)
     assert first == second
     assert len(set(first.values())) == len(first)
+    assert first["photo", Member(0.5, "output")].name.startswith("alpha_0.50-output-")
 
 
 def recommit(folder):
@@ -27,7 +213,11 @@ def recommit(folder):
         (aside / "weights").write_bytes(b"other")
 
 
-@pytest.mark.parametrize("change", ["theta_0", "theta_1", "precision", "code"])
+def evaluating(config, **changes):
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize("change", ["theta_0", "theta_1", "precision", "compile", "preprocess", "method", "code"])
 def test_a_cell_of_other_weights_or_arithmetic_is_another_cell(copied, monkeypatch, change):
     config = copied.load_config()
     before = folders(config, copied)
@@ -37,7 +227,13 @@ def test_a_cell_of_other_weights_or_arithmetic_is_another_cell(copied, monkeypat
         case "theta_1":
             recommit(copied.finished_checkpoint())
         case "precision":
-            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"precision": "bf16"})})
+            config = evaluating(config, precision="bf16")
+        case "compile":
+            config = evaluating(config, compile=True)
+        case "preprocess":
+            config = evaluating(config, preprocess="exact")
+        case "method":
+            config = config.model_copy(update={"merge": config.merge.model_copy(update={"method": "slerp"})})
         case "code":
             monkeypatch.setattr(wiseft_dist, "__version__", "another")
     assert not set(before.values()) & set(folders(config, copied).values())
@@ -52,26 +248,30 @@ def test_another_test_set_of_the_same_size_and_keys_is_another_cell(copied, worl
     config = config.model_copy(update={"data": data})
     index(config, copied)
     after = folders(config, copied)
-    assert {key for key in before if before[key] != after[key]} == {("sketch", 0.0), ("sketch", 0.5)}
+    assert {name for name, member in before if before[name, member] != after[name, member]} == {"sketch"}
 
 
-def test_how_fast_it_is_computed_does_not_make_another_cell(finished):
+@pytest.mark.parametrize("spec", [{"crop_border": 2}, {"metadata": {"video": "json:video"}}, {"labels": "json:labels"}])
+def test_a_dataset_that_is_read_otherwise_makes_other_cells(finished, spec):
     config = finished.config
-    faster = config.evaluate.model_copy(update={"batch_size": 7, "workers": 3, "cache_images": 1})
-    assert folders(config.model_copy(update={"evaluate": faster}), finished.run) == folders(config, finished.run)
+    data = config.data.model_copy(update={"datasets": {"photo": DatasetSpec.model_validate(spec)}})
+    before, after = folders(config, finished.run), folders(config.model_copy(update={"data": data}), finished.run)
+    assert {name for name, member in before if before[name, member] != after[name, member]} == {"photo"}
 
 
-@pytest.mark.parametrize("damage", ["no record", "a lost file", "a cut file"])
-def test_a_half_written_cell_does_not_count(copied, damage):
-    store = CellStore(copied.load_config(), copied)
-    folder = store.folder("photo", 0.5)
-    assert store.missing("photo", (0.0, 0.5, 1.0)) == []
-    match damage:
-        case "no record":
-            (folder / "COMMITTED.json").unlink()
-        case "a lost file":
-            (folder / "predictions.parquet").unlink()
-        case "a cut file":
-            (folder / "predictions.parquet").write_bytes((folder / "predictions.parquet").read_bytes()[:-1])
-    assert store.missing("photo", (0.0, 0.5, 1.0)) == [0.5]
-    assert store.read("photo", 0.5) is None
+def test_how_fast_it_is_computed_and_by_how_many_does_not_make_another_cell(finished):
+    faster = {
+        "batch_size": 7,
+        "workers": 3,
+        "cache_images": 1,
+        "part_samples": 3,
+        "job_images": 5,
+        "output_space": True,
+    }
+    changed = evaluating(finished.config, **faster)
+    assert folders(changed, finished.run) == folders(finished.config, finished.run)
+
+
+def test_the_ends_are_the_same_in_both_spaces_and_are_scored_once(finished):
+    members = members_of(evaluating(finished.config, output_space=True))
+    assert members == [Member(0.0), Member(0.5), Member(1.0), Member(0.5, "output")]

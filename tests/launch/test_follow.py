@@ -6,7 +6,7 @@ from wiseft_dist.config import Resources
 from wiseft_dist.launch.follow import _failure
 from wiseft_dist.pipeline import Job
 
-EVALUATE = Job("evaluate", "photo", Resources())
+EVALUATE = Job("evaluate", "1-of-2", Resources())
 FINETUNE = Job("finetune", None, Resources())
 
 
@@ -25,6 +25,12 @@ def test_a_job_that_was_started_again_is_not_blamed_for_what_was_before():
     assert _failure(events, FINETUNE) is None
 
 
-def test_the_failure_of_another_dataset_is_not_this_ones():
-    events = [event("evaluate", "failed", dataset="sketch", error="x"), event("merge", "failed", error="y")]
+def test_the_failure_of_another_job_is_not_this_ones():
+    events = [event("evaluate", "failed", job="2-of-2", error="x"), event("merge", "failed", error="y")]
     assert _failure(events, EVALUATE) is None
+
+
+def test_a_rank_that_goes_on_to_its_next_part_does_not_hide_why_another_failed():
+    events = [event("evaluate", "failed", job="1-of-2", error="a torn shard"),
+              event("evaluate", "started", dataset="photo", start=0, stop=4)]  # fmt: skip
+    assert _failure(events, EVALUATE)["error"] == "a torn shard"

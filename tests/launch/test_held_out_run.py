@@ -27,7 +27,7 @@ def config(world: World, tmp_path: Path) -> Path:
 def test_every_alpha_is_scored_on_what_was_held_out_and_on_nothing_else(config: Path, tmp_path: Path):
     output = f"output={tmp_path / 'run'}"
     planned = json.loads(wiseft("plan", config, output, "--json").stdout)
-    assert [job["name"] for job in planned["jobs"]] == ["finetune", "merge", "evaluate/id_val", "report"]
+    assert [job["name"] for job in planned["jobs"]] == ["finetune", "merge", "evaluate/1-of-1", "report"]
     done = wiseft("run", config, output)
     assert done.returncode == 0, done.stderr
     run = Run(tmp_path / "run")

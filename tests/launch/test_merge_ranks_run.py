@@ -1,4 +1,4 @@
-"""The merge job of a run, by several processes."""
+"""The merge and the evaluation of a run, by several processes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ ALPHAS = (0.0, 0.5, 1.0)
 
 
 def written(run: Run) -> dict[Path, bytes]:
-    files = (run.ensemble(alpha) / name for alpha in ALPHAS for name in (WEIGHTS_FILE, HEAD_FILE))
-    return {file: file.read_bytes() for file in files}
+    files = [run.ensemble(alpha) / name for alpha in ALPHAS for name in (WEIGHTS_FILE, HEAD_FILE)]
+    return {file: file.read_bytes() for file in (*files, *run.cells.glob("*/*/*"))}
 
 
 def test_two_processes_write_what_one_does_and_only_that_is_done_again(copied: Run):
     before = written(copied)
+    assert len(before) == 6 + 4 * 3
     shutil.rmtree(copied.merged)
-    done = wiseft("run", copied.config_file, "launch.merge.tasks_per_node=2")
+    shutil.rmtree(copied.cells)
+    done = wiseft("run", copied.config_file, "launch.merge.tasks_per_node=2", "launch.evaluate.tasks_per_node=2")
     assert done.returncode == 0, done.stderr
     assert written(copied) == before
-    assert "merge: done" in done.stderr
-    assert "finetune: done" not in done.stderr
+    assert "merge: done" in done.stderr and "evaluate/1-of-1: done" in done.stderr
+    assert "finetune: done" not in done.stderr and "report: done" not in done.stderr
     events = copied.events_file.read_text()
     assert events.count('"stage": "merge", "event": "finished"') == 2  # the first run's, and that of both processes

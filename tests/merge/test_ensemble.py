@@ -138,6 +138,52 @@ def test_what_a_model_lacks_or_shares_is_set_once(case):
         assert kept == (alpha == 0.0)
 
 
+EQUAL = ("visual.conv1.weight", "visual.transformer.resblocks.0.bias", "logit_scale", "visual.ln_pre.bias")
+
+
+@settings(max_examples=5, deadline=None)
+@given(alpha=st.floats(0, 1), seed=st.integers(0, 3))
+@pytest.mark.parametrize("case", METHODS)
+def test_what_is_equal_in_all_models_does_not_vary_where_the_method_keeps_it_so(case, alpha, seed):
+    """Held against the method's own arithmetic, with signed zeros, the smallest numbers and large ones among them."""
+    models, _ = inputs(case, seed)
+    models[0]["visual.ln_pre.bias"] = torch.tensor([0.0, -0.0, 0.0])
+    models[0]["visual.conv1.weight"].view(-1)[2:6] = torch.tensor([1e-45, -3e-39, 3e38, -1.1754944e-38])
+    for model in models[1:]:
+        model |= {name: models[0][name].clone() for name in EQUAL}
+    fisher = information(models) if case == "fisher" else []
+    module = Live(models[0])
+    ensemble = Ensemble(module, models[0], models[1:], method=METHODS[case](), fisher=fisher)
+    assert ensemble.varying == models[0].keys() - (EQUAL if METHODS[case]().keeps_equal else ())
+    ensemble.set_alpha(0.5 * alpha)
+    ensemble.set_alpha(alpha)
+    assert differing(module, merged(METHODS[case](), models, alpha, fisher=fisher)) == []
+    if METHODS[case]().keeps_equal:
+        assert all(same_bits(module.state_dict()[name], models[0][name]) for name in EQUAL)
+
+
+def test_every_method_but_fisher_keeps_what_is_equal():
+    assert [case for case, make in METHODS.items() if not make().keeps_equal] == ["fisher"]
+
+
+def test_what_varies_is_what_alpha_changes():
+    base, other = several(1)
+    base |= {"same": torch.arange(3), "count": torch.tensor([1, 2]), "mask": torch.tensor([1.0, -torch.inf])}
+    other |= {"same": torch.arange(3), "count": torch.tensor([1, 3]), "mask": torch.tensor([1.0, -torch.inf])}
+    other["logit_scale"] = base["logit_scale"]
+    other["visual.proj"] = base["visual.proj"].double()
+    only = {"head.weight": torch.ones(2)}
+    module = Live(base | only)
+    ensemble = Ensemble(module, base, [other | only])
+    assert ensemble.varying == module.state_dict().keys() - {
+        "same",
+        "mask",
+        "logit_scale",
+        "visual.proj",
+        "head.weight",
+    }
+
+
 def test_tensors_that_the_module_has_not_count_in_statistics():
     base, other = {"seen": torch.zeros(4), "unseen": torch.zeros(4)}, {"seen": torch.ones(4), "unseen": torch.ones(4)}
     other["unseen"] *= 5

@@ -13,7 +13,8 @@ from real_checkpoints import same_bits
 from torch import Tensor
 
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.evaluate.cells import CellStore, members_of
+from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.stage import _load_ensemble, evaluate
 from wiseft_dist.merge.stage import merge
 from wiseft_dist.models.files import HEAD_FILE
@@ -88,7 +89,7 @@ def test_what_was_not_trained_is_held_once_in_memory_and_evaluated(copied: Run):
             state = ensemble.module.state_dict()
             assert [name for name in state if not torch.equal(state[name], written.tensor(name))] == []
     evaluate(config, run, dataset="sketch")
-    assert CellStore(config, run).missing("sketch", config.merge.alphas) == []
+    assert CellStore.of_run(config, run).missing("sketch", members_of(config)) == []
 
 
 def test_a_trained_parameter_that_the_checkpoint_lacks_is_refused(copied: Run):
@@ -147,7 +148,7 @@ def test_another_head_of_flyp_makes_other_cells(copied: Run):
     for offset in (0, 1):
         with committing(run.finetuned_head) as folder:
             safetensors.torch.save_file({"head.bias": torch.zeros(3) + offset}, folder / HEAD_FILE)
-        folders.append(CellStore(run.load_config(), run).folder("sketch", 0.5))
+        folders.append(CellStore.of_run(run.load_config(), run).folder("sketch", Member(0.5)))
     assert len(set(folders)) == 2
 
 
@@ -164,8 +165,9 @@ def test_where_a_run_keeps_an_average_it_is_theta_1(copied: Run):
 
 def test_an_average_and_the_last_weights_are_other_cells(copied: Run):
     weights = moved(copied, head=True, towers=False)
-    last = CellStore(without_merged(copied, {}, weights).load_config(), copied).folder("sketch", 1.0)
+    last = CellStore.of_run(without_merged(copied, {}, weights).load_config(), copied).folder("sketch", Member(1.0))
     config = copied.load_config()
     averaging = config.finetune.model_validate(config.finetune.model_dump() | {"ema": {"decay": 0.9}})
-    average = CellStore(config.model_copy(update={"finetune": averaging}), copied).folder("sketch", 1.0)
+    averaged = config.model_copy(update={"finetune": averaging})
+    average = CellStore.of_run(averaged, copied).folder("sketch", Member(1.0))
     assert last != average

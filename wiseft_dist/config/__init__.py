@@ -2,6 +2,7 @@
 
 from wiseft_dist.config.batch import batch_arithmetic
 from wiseft_dist.config.data import AugmentConfig, DataConfig
+from wiseft_dist.config.dataset import DatasetSpec, Metric
 from wiseft_dist.config.finetune import (
     CheckpointConfig,
     EmaConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DatasetSpec",
     "DistributedConfig",
     "EmaConfig",
     "EvaluateConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "L2SpConfig",
     "LaunchConfig",
     "MergeConfig",
+    "Metric",
     "ModelConfig",
     "OptimizerConfig",
     "Precision",

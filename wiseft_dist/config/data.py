@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.config.section import Fraction, Probability, Section
 
 
@@ -61,11 +62,16 @@ class DataConfig(Section):
     shifts: dict[str, str] = Field(default_factory=dict)
     """The out-of-distribution test sets, as ``name: shards``."""
 
+    datasets: dict[str, DatasetSpec] = Field(default_factory=dict)
+    """What is known of the test sets, by their names in ``reference`` and ``shifts``, or ``id_val``. Needed only for
+    what the catalog does not know: ``wiseft evaluate --list`` shows it."""
+
     classnames: str | None = None
     """A file with one class name a line. Left out: ``classnames.txt`` beside the training shards."""
 
     templates: str | None = None
-    """A file with one prompt template a line, ``{c}`` for the class. Left out: the file beside the training shards."""
+    """A file with one prompt template a line, ``{c}`` for the class, ``{a c}`` for the class with its article. Left
+    out: the file beside the training shards."""
 
     id_val_fraction: Fraction = 0.02
     """Part of the training set, spread evenly over its shards, that is never trained on."""
@@ -104,6 +110,14 @@ class DataConfig(Section):
                 )
         if twice := set(self.reference) & set(self.shifts):
             raise ValueError(f"dataset {min(twice)!r} is both the reference and a shift")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_are_those_of_the_run(self) -> Self:
+        known = [*self.evaluated, "id_val"]
+        for name in self.datasets:
+            if name not in known:
+                raise ValueError(f"data.datasets describes {name!r}, but the run's datasets are {', '.join(known)}")
         return self
 
     @property

@@ -170,8 +170,13 @@ def _nearest(location: list[str]) -> str:
 
 def _fields_at(location: list[str]) -> list[str]:
     section: type[BaseModel] = RunConfig
-    for name in location:
-        found = _section_of(section.model_fields[name].annotation) if name in section.model_fields else None
+    names = iter(location)
+    for name in names:
+        annotation = section.model_fields[name].annotation if name in section.model_fields else None
+        if get_origin(annotation) is dict:  # of sections: the next name is the user's
+            annotation = get_args(annotation)[1]
+            next(names, None)
+        found = _section_of(annotation)
         if found is None:
             return []
         section = found

@@ -152,7 +152,7 @@ class EvaluateConfig(Section):
     """Images a forward pass."""
 
     workers: NonNegativeInt = 2
-    """Decoding processes a dataset."""
+    """Decoding processes of each reader."""
 
     preprocess: Literal["fast", "exact"] = "fast"
     """``fast``: simplejpeg and torch's antialiased resize. ``exact``: open_clip's own transform, pixel for pixel."""
@@ -163,8 +163,21 @@ class EvaluateConfig(Section):
     precision: Precision = "fp32"
     """Of the forward pass. Ensembles are interpolated in fp32 and rounded once."""
 
-    cache_images: PositiveInt = 2048
-    """Images kept on the device while every alpha is scored on them (224 px in fp32: 0.6 MB each)."""
+    cache_images: PositiveInt | None = None
+    """Images kept on the device while every alpha is scored on them (224 px in fp32: 0.6 MB each). Left out: chosen
+    from the memory that is free."""
+
+    compile: bool = False
+    """Compile the forward pass once for all alphas. Fused operations round otherwise: it makes cells of its own."""
+
+    part_samples: PositiveInt = 8192
+    """Consecutive samples that a reader scores and commits at a time: what is lost when it is killed."""
+
+    job_images: PositiveInt = 20_000
+    """Images that are worth a job of their own."""
+
+    output_space: bool = False
+    """Score the mixtures of both ends' logits beside those of their weights (arXiv 2109.01903, section 5)."""
 
 
 class WandbConfig(Section):
@@ -248,7 +261,7 @@ class LaunchConfig(Section):
     """Resources of the merge job."""
 
     evaluate: Resources = Resources()
-    """Resources of each dataset's evaluation job."""
+    """Resources of each evaluation job; its processes share the job's images, without a process group."""
 
     report: Resources = Resources()
     """Resources of the report job."""
@@ -324,7 +337,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _what_one_process_can_do(self) -> Self:
         choosing = ("merge",) if self.merge.method == "greedy_soup" else ()
-        for stage in (*choosing, "evaluate", "report"):
+        for stage in (*choosing, "report"):
             tasks = getattr(self.launch, stage).num_tasks
             if tasks > 1:
                 reason = "a greedy soup is chosen by one" if stage == "merge" else "this stage runs in one a job"

@@ -9,7 +9,7 @@ from wiseft_dist import storage
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.manifest import Manifest, index_shards
 from wiseft_dist.data.tar import CAPTION_FIELDS, LABEL_FIELDS
-from wiseft_dist.data.vocabulary import check_labels, load_vocabulary
+from wiseft_dist.data.vocabulary import check_labels, check_own_labels, load_vocabulary
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.run import Run, newest_checkpoint
 
@@ -100,10 +100,13 @@ def _index_training(config: RunConfig, known: Manifest | None) -> Manifest:
 
 
 def _index_test(config: RunConfig, name: str, known: Manifest | None) -> Manifest:
-    """List and check the shards of a test set. Its results are told apart by key, so a key must not occur twice."""
+    """List and check the shards of a test set. Its results are told apart by key, so a key must not occur twice.
+
+    Its classes may be others than the run's: how those lead to it is the evaluation's to check.
+    """
     pattern = config.data.evaluated[name]
     manifest = index_shards(pattern, target=LABEL_FIELDS, known=known, unique_keys=True)
-    check_labels(name, pattern, manifest, load_vocabulary(config.data).classnames)
+    check_own_labels(name, pattern, manifest)
     return manifest
 
 
@@ -156,17 +159,25 @@ def load_manifest(run: Run, name: str) -> Manifest:
 
 
 def datasets_to_evaluate(config: RunConfig, run: Run) -> list[str]:
-    """As :func:`evaluated_datasets`, of an indexed run."""
-    return evaluated_datasets(config, {name: load_manifest(run, name) for name in (TRAIN, *config.data.evaluated)})
+    """The names of :func:`sizes_to_evaluate`."""
+    return list(sizes_to_evaluate(config, run))
 
 
-def evaluated_datasets(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
-    """Every test set, and the held-out piece of the training set; largest first. None where no head is trained."""
+def sizes_to_evaluate(config: RunConfig, run: Run) -> dict[str, int]:
+    """As :func:`evaluated_sizes`, of an indexed run."""
+    return evaluated_sizes(config, {name: load_manifest(run, name) for name in (TRAIN, *config.data.evaluated)})
+
+
+def evaluated_sizes(config: RunConfig, manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    """The samples of every test set, and of the held-out piece of the training set; largest first.
+
+    None where no head is trained.
+    """
     if config.finetune.recipe == "contrastive":
-        return []
+        return {}
     sizes = {name: manifests[name].num_samples for name in config.data.evaluated}
     sizes[ID_VAL] = manifests[TRAIN].num_held_out
-    return sorted((name for name, size in sizes.items() if size), key=lambda name: -sizes[name])
+    return {name: sizes[name] for name in sorted(sizes, key=lambda name: -sizes[name]) if sizes[name]}
 
 
 def _manifest_file(run: Run, name: str) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from wiseft_dist.config import AugmentConfig
 from wiseft_dist.data.augment import Box, apply_rand_augment, rand_augment, random_crop, random_erase
-from wiseft_dist.data.decode import Decoder, Pixels, jpeg_size, pillow_image
+from wiseft_dist.data.decode import DecodeError, Decoder, Pixels, jpeg_size, pillow_image
 
 _KERNELS = {
     "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
@@ -54,7 +54,9 @@ class Preprocess:
         return np.array([round(255 * channel) for channel in self.mean], np.uint8)
 
 
-def evaluation_transform(preprocess: Preprocess, mode: Literal["fast", "exact"] = "fast") -> EvaluationTransform:
+def evaluation_transform(
+    preprocess: Preprocess, mode: Literal["fast", "exact"] = "fast", *, crop_border: int = 0
+) -> EvaluationTransform:
     """open_clip's evaluation transform, up to the point where pixels would become floats.
 
     Args:
@@ -62,8 +64,9 @@ def evaluation_transform(preprocess: Preprocess, mode: Literal["fast", "exact"] 
         mode: ``exact`` is open_clip's own code on Pillow's pixels. ``fast`` differs from it in less than one value in a
             hundred of a photograph, by one level of 255 and hardly ever by two or three; where open_clip does other
             than resize the shortest side and crop, it is ``exact`` too.
+        crop_border: Pixels cut off each side before anything else: ObjectNet's pictures have a red border of 2.
     """
-    return EvaluationTransform(preprocess, mode)
+    return EvaluationTransform(preprocess, mode, crop_border)
 
 
 def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> TrainingTransform:
@@ -74,8 +77,9 @@ def training_transform(preprocess: Preprocess, augment: AugmentConfig) -> Traini
 class EvaluationTransform:
     """Encoded picture in, uint8 pixels out. Can be pickled and shared between threads."""
 
-    def __init__(self, preprocess: Preprocess, mode: Literal["fast", "exact"]) -> None:
+    def __init__(self, preprocess: Preprocess, mode: Literal["fast", "exact"], crop_border: int = 0) -> None:
         self.size = preprocess.size
+        self._border = crop_border
         fast = mode == "fast" and preprocess.resize_mode == "shortest" and preprocess.interpolation in _KERNELS
         self._steps = None if fast else _open_clip_steps(preprocess)
         self._decode, self._resize = Decoder(), _Resize(preprocess.interpolation)
@@ -87,12 +91,24 @@ class EvaluationTransform:
             DecodeError: if ``data`` is not a picture or is damaged.
         """
         if self._steps is None:
-            self._shortest_side_and_centre(self._decode(data), out)
+            pixels = self._decode(data)
+            top, left, bottom, right = self._inside(pixels.shape[0], pixels.shape[1])
+            self._shortest_side_and_centre(pixels[top:bottom, left:right], out)
             return
         image = pillow_image(data)
+        if self._border:
+            top, left, bottom, right = self._inside(image.height, image.width)
+            image = image.crop((left, top, right, bottom))
         for step in self._steps:
             image = step(image)
         out[...] = np.asarray(image)
+
+    def _inside(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of what the border leaves."""
+        border = self._border
+        if min(height, width) <= 2 * border:
+            raise DecodeError(f"{width} x {height} pixels hold nothing but a border of {border}")
+        return border, border, height - border, width - border
 
     def _shortest_side_and_centre(self, pixels: Pixels, out: Pixels) -> None:
         height, width = shortest_side(pixels.shape[0], pixels.shape[1], self.size)

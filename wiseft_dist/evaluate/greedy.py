@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
+from wiseft_dist.data.stage import ID_VAL, load_manifest, sizes_to_evaluate
 from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.scoring import load_module, score_dataset
+from wiseft_dist.evaluate.cells import ARITHMETIC
+from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.predictions import Member
+from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
 from wiseft_dist.merge.methods.method import Slices
 from wiseft_dist.merge.methods.uniform_soup import UniformSoup
 from wiseft_dist.models.classifier import Classifier
+from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import Run, write_atomically
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import candidates_digest, open_models
@@ -36,7 +41,8 @@ def choose_soup(config: RunConfig, run: Run) -> None:
         UserError: if nothing is held out for ID-val, or the models do not fit together.
         RunError: if a fine-tuning has not finished.
     """
-    if ID_VAL not in datasets_to_evaluate(config, run):
+    num_held_out = sizes_to_evaluate(config, run).get(ID_VAL, 0)
+    if not num_held_out:
         raise UserError(
             f"{run.path}: greedy_soup chooses on ID-val, and nothing is held out: set data.id_val_fraction."
         )
@@ -51,13 +57,13 @@ def choose_soup(config: RunConfig, run: Run) -> None:
         open_models(config, run, ingredients=candidates) as models,
     ):
         soup = _Soup(load_module(config, run, device_of(discover_ranks())), models)
+        score = _scorer(config, run, soup, num_held_out)
 
         def accuracy(ingredients: Sequence[int]) -> float:
             if (known := trials.accuracy(ingredients)) is not None:
                 return known
             soup.fill(ingredients)
-            predictions = score_dataset(config, run, ID_VAL, soup, [1.0])
-            found = float(predictions.num_correct[0]) / len(predictions.keys)
+            found = score(f"trying {_label(ingredients)}")
             trials.add(ingredients, found)
             tracker.event("tried", models=[trials.names[number] for number in ingredients], accuracy=found)
             return found
@@ -83,13 +89,26 @@ def greedy(candidates: Sequence[int], accuracy: Callable[[Sequence[int]], float]
     return chosen
 
 
+def _scorer(config: RunConfig, run: Run, soup: _Soup, num_held_out: int) -> Callable[[str], float]:
+    """What gives the accuracy of the soup as it is on ID-val, under a title for its progress bar."""
+    layers, test_set = layers_of(soup, config.evaluate), open_test_set_of_run(config, run, ID_VAL)
+    score = partial(score_part, soup, layers, test_set, Part(ID_VAL, 0, num_held_out), [Member(1.0)], config.evaluate)
+
+    def accuracy(title: str) -> float:
+        with progress_bar(title, total=num_held_out, unit="images") as bar:
+            predictions = score(compare=False, on_progress=bar.advance)
+        return float(predictions.num_correct[0]) / len(predictions)
+
+    return accuracy
+
+
 class _Trials:
     """``RUN/merge/soup.json``: what was tried so far with these models, and what was chosen."""
 
     def __init__(self, config: RunConfig, run: Run) -> None:
         self._file = run.soup_file
         self.names = [str(run.path), *config.merge.models]
-        settings = config.evaluate.model_dump(mode="json", include={"precision", "preprocess"})
+        settings = config.evaluate.model_dump(mode="json", include=set(ARITHMETIC))
         data = load_manifest(run, ID_VAL).content_digest
         key = {"candidates": candidates_digest(config, run), "data": data, "settings": settings}
         known = json.loads(self._file.read_text()) if self._file.is_file() else {}
@@ -131,6 +150,7 @@ class _Soup:
 
     module: Classifier
     models: Models
+    varying: frozenset[str] = frozenset()
 
     def set_alpha(self, alpha: float) -> None:
         """The soup itself is what was filled in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 FIXED_ALPHA = 0.5
@@ -26,16 +26,29 @@ def choose_alphas(
 
     Args:
         id_val: On the held-out piece of the training set; empty where nothing was held out.
-        reference: On the reference test set.
+        reference: On the reference test set; empty where only shifts were evaluated.
         shifts: Averaged over the shifts; empty where there are none.
     """
-    choices = [Choice("fixed", FIXED_ALPHA, uses_shifts=False)] if FIXED_ALPHA in reference else []
+    choices = []
+    if FIXED_ALPHA in (reference or shifts):
+        choices.append(Choice("fixed", FIXED_ALPHA, uses_shifts=False))
     if id_val:
         choices.append(Choice("id_val", best_alpha(id_val), uses_shifts=False))
     if shifts:
-        average = {alpha: (reference[alpha] + shifts[alpha]) / 2 for alpha in shifts}
+        average = {alpha: (reference[alpha] + shifts[alpha]) / 2 if reference else shifts[alpha] for alpha in shifts}
         choices.append(Choice("oracle", best_alpha(average), uses_shifts=True))
     return choices
+
+
+def oracle_of(accuracies: Mapping[float, float], *, is_shift: bool) -> Choice:
+    """The alpha that is best on a dataset's own test labels: what no honest choice can beat there."""
+    return Choice("oracle", best_alpha(accuracies), uses_shifts=is_shift)
+
+
+def reported_alpha(choices: Sequence[Choice]) -> float | None:
+    """The alpha to report: ID-val's choice, else the fixed one; None where neither is there. Never an oracle's."""
+    by_name = {choice.name: choice.alpha for choice in choices}
+    return by_name.get("id_val", by_name.get("fixed"))
 
 
 def best_alpha(accuracies: Mapping[float, float]) -> float:

@@ -1,48 +1,85 @@
-"""The evaluation stage: every alpha that a dataset has no committed cell for, on one decode pass."""
+"""The evaluation stage: every alpha of which something is not committed, on one decode pass."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.stage import datasets_to_evaluate
-from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
+from wiseft_dist.data.stage import sizes_to_evaluate
+from wiseft_dist.distributed import Ranks, device_of, discover_ranks, use_cores
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import CellStore
-from wiseft_dist.evaluate.scoring import load_module, score_dataset
+from wiseft_dist.evaluate.cells import CellStore, members_of
+from wiseft_dist.evaluate.parts import Part, assign, cut, parts_of_job
+from wiseft_dist.evaluate.predictions import Member, Predictions
+from wiseft_dist.evaluate.reader import Reader, Score
+from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.run import Run
-from wiseft_dist.tracking import Tracker, tracking
+from wiseft_dist.tracking import Tracker
 from wiseft_dist.weights.finetuned import open_models
 
 
-def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None) -> None:
-    """Score every ensemble on one dataset, or on all of them in turn.
+def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None, job: str | None = None) -> None:
+    """Score every ensemble, in one process or in several, which share the work without talking to each other.
+
+    Args:
+        config: The run.
+        run: Its directory.
+        dataset: Only this one.
+        job: Only what this job of the run scores, such as ``1-of-3``.
 
     Raises:
-        UserError: if the run has no dataset of that name.
-        RunError: if fine-tuning has not finished, or not every sample was seen exactly once.
+        UserError: if the run has no such dataset or job.
+        RunError: if fine-tuning has not finished, not every sample was seen exactly once, or too many are damaged.
     """
-    names = datasets_to_evaluate(config, run)
-    if dataset is not None and dataset not in names:
-        raise UserError(f"{dataset} is not a dataset of this run. Its datasets: {', '.join(names)}.")
-    store = CellStore(config, run)
-    todo = {name: store.missing(name, config.merge.alphas) for name in ([dataset] if dataset else names)}
-    todo = {name: missing for name, missing in todo.items() if missing}
-    if not todo:
-        return
-    require_single_process("evaluate")
-    use_cores(num_processes=1)
-    device = device_of(discover_ranks())
+    read(config, run, discover_ranks(), dataset=dataset, job=job)
+
+
+def read(config: RunConfig, run: Run, ranks: Ranks, *, dataset: str | None = None, job: str | None = None) -> None:
+    """What one process of :func:`evaluate` does."""
+    parts = parts_of_reader(config, run, ranks, dataset=dataset, job=job)
+    tracker = Tracker(run, "evaluate")  # no mirror: what there is to show, the report knows
+    store, max_bad = CellStore.of_run(config, run), config.evaluate.max_bad_samples
+    reader = Reader(store, members_of(config), max_bad, tracker, ranks.is_main)
+    if reader.left(parts):
+        use_cores(num_processes=ranks.local_world_size)
+        reader.score(parts, _load_scorer(config, run, device_of(ranks)))
+
+
+def parts_of_reader(
+    config: RunConfig, run: Run, ranks: Ranks, *, dataset: str | None = None, job: str | None = None
+) -> list[Part]:
+    """What one process of a group scores: its share of a job's parts, of one dataset's, or of all.
+
+    Raises:
+        UserError: if the run has no such dataset or job.
+    """
+    sizes = sizes_to_evaluate(config, run)
+    if dataset is not None and dataset not in sizes:
+        raise UserError(f"{dataset} is not a dataset of this run. Its datasets: {', '.join(sizes)}.")
+    if job is not None:
+        parts = [part for part in parts_of_job(config, sizes, job) if dataset in (None, part.dataset)]
+    else:
+        chosen = {name: size for name, size in sizes.items() if dataset in (None, name)}
+        parts = cut(chosen, config.evaluate.part_samples, num_readers=ranks.world_size)
+    return assign(parts, ranks.world_size)[ranks.rank]
+
+
+def _load_scorer(config: RunConfig, run: Run, device: torch.device) -> Score:
+    """The ensemble in memory, and what scores it on parts of any dataset."""
     ensemble = _load_ensemble(config, run, device)
-    for name, missing in todo.items():
-        with tracking(config, run, "evaluate", job=name) as tracker:
-            tracker.event("started", dataset=name, alphas=missing)
-            _evaluate_dataset(config, run, name, missing, ensemble, store, tracker)
-            tracker.event("finished", dataset=name)
+    layers = layers_of(ensemble, config.evaluate)
+    open_once = cache(partial(open_test_set_of_run, config, run))
+
+    def score(part: Part, members: Sequence[Member], on_progress: Callable[[int], None]) -> Predictions:
+        test_set = open_once(part.dataset)
+        return score_part(ensemble, layers, test_set, part, members, config.evaluate, on_progress=on_progress)
+
+    return score
 
 
 def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensemble:
@@ -56,20 +93,3 @@ def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensembl
         finetuned = [load(each, carried=zero_shot) for each in models.finetuned]
         fisher = [load(each, carried=zero_shot) for each in models.fisher]
         return Ensemble(module, zero_shot, finetuned, method=method, fisher=fisher)
-
-
-def _evaluate_dataset(
-    config: RunConfig,
-    run: Run,
-    name: str,
-    alphas: list[float],
-    ensemble: Ensemble,
-    store: CellStore,
-    tracker: Tracker,
-) -> None:
-    predictions = score_dataset(config, run, name, ensemble, alphas)
-    for skipped in predictions.bad:
-        tracker.event("skipped", dataset=name, sample=str(skipped))
-    for index, alpha in enumerate(alphas):
-        cell = store.write(name, alpha, predictions, index)
-        tracker.metrics({f"{name}/top1": cell.top1}, alpha=alpha)

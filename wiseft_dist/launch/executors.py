@@ -87,7 +87,7 @@ class LocalExecutor:
         )
         cores = str(self._cores_of(job, at_once))
         with _clean_environment(WISEFT_CPUS_PER_TASK=cores), _stderr_to(self._run.jobs / "controllers.log"):
-            return Submitted(job, executor.submit(StageJob(self._run, job.stage, job.dataset)))
+            return Submitted(job, executor.submit(StageJob(self._run, job.stage, job.part)))
 
     def active(self, submitted: Sequence[Submitted]) -> set[str]:
         """Those whose processes live."""
@@ -123,7 +123,7 @@ class SlurmExecutor:
                 "launch.executor is slurm, but there is no `srun` here: use launch.executor=local."
             ) from error
         executor.update_parameters(**_slurm_parameters(self._run, stage, resources, after))
-        calls = [StageJob(self._run, job.stage, job.dataset) for job in jobs]
+        calls = [StageJob(self._run, job.stage, job.part) for job in jobs]
         try:
             with _clean_environment():
                 handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)

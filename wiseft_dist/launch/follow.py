@@ -178,11 +178,14 @@ def _latest(run: Run) -> str:
 
 
 def _failure(events: Sequence[dict[str, Any]], job: Job) -> dict[str, Any] | None:
-    """The first failure since the job last started: what other ranks say after it is about losing each other."""
+    """The first failure since the job last started: what other ranks say after it is about losing each other.
+
+    The beginning of a part of the evaluation is no start of its job: other ranks go on while one has failed.
+    """
     failure = None
     for event in events:
-        if event["stage"] == job.stage and event.get("dataset") in (None, job.dataset):
-            if event["event"] == "started":
+        if event["stage"] == job.stage and event.get("job") in (None, job.part):
+            if event["event"] == "started" and "start" not in event:
                 failure = None
             elif event["event"] == "failed":
                 failure = failure or event

@@ -1,4 +1,4 @@
-"""What submitit pickles: the name of a stage and a run directory, nothing about progress."""
+"""What submitit pickles: the name of a stage (and of a share of it) and a run directory, nothing about progress."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ class StageJob:
 
     run: Run
     stage: str
-    dataset: str | None = None
+    part: str | None = None
+    """Which job of the evaluation: ``1-of-3``."""
 
     def __call__(self) -> None:
         """Run the stage in this process."""
         signal.signal(signal.SIGTERM, partial(_end_or_requeue, signal.getsignal(signal.SIGUSR2)))
-        execute(self.stage, self.run, dataset=self.dataset)
+        execute(self.stage, self.run, part=self.part)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Called by submitit before a time limit or a preemption: come back as the same job."""

@@ -13,17 +13,21 @@ from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import (
     datasets_to_evaluate,
-    evaluated_datasets,
+    evaluated_sizes,
     index,
     index_all,
     load_manifest,
     refuse_credentials,
 )
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.evaluate.catalog.entries import with_absolute_files
+from wiseft_dist.evaluate.dataset_checks import check_datasets
+from wiseft_dist.evaluate.parts import images_by_dataset, parts_of_job
 from wiseft_dist.launch.follow import queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
 from wiseft_dist.run import Run, is_committed, open_run
+from wiseft_dist.tracking import append_event
 
 
 def start(config: RunConfig, *, detach: bool = False) -> Run:
@@ -68,12 +72,20 @@ def _open(config: RunConfig) -> Run:
     check_merged_models(config.merge)
     open_run(config)
     try:
-        index(config, run)
+        _warn_of(check_datasets(config, index(config, run)), run)
     except BaseException:
         if is_new:
             shutil.rmtree(run.path)
         raise
     return run
+
+
+def _warn_of(sentences: list[str], run: Run | None = None) -> None:
+    """Tell whoever is there, and the events of a run that is about to start."""
+    for sentence in sentences:
+        print(f"wiseft: {sentence}", file=sys.stderr)
+        if run is not None:
+            append_event(run.events_file, stage="shards", event="warning", warning=sentence)
 
 
 def _refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
@@ -93,9 +105,13 @@ def preview(config: RunConfig) -> dict[str, Any]:
     config = resolve_paths(config)
     run = Run(Path(config.output))
     manifests = index_all(config, run)
+    _warn_of(check_datasets(config, manifests))
     described = describe(config, manifests)
+    sizes = evaluated_sizes(config, manifests)
     described["jobs"] = [
-        {"name": job.name} | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
+        {"name": job.name}
+        | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
+        | ({"images": images_by_dataset(parts_of_job(config, sizes, job.part))} if job.part else {})
         for step in _left(config, run, manifests)
         for job in step.jobs
     ]
@@ -110,8 +126,8 @@ def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[S
         is_current = False
     if is_current:
         return remaining(config, run)
-    weights = [job.name for step in plan(config, ()) for job in step.jobs if is_finished(config, run, job)]
-    return plan(config, evaluated_datasets(config, manifests), weights)
+    weights = [job.name for step in plan(config, {}) for job in step.jobs if is_finished(config, run, job)]
+    return plan(config, evaluated_sizes(config, manifests), weights)
 
 
 def print_summary(run: Run) -> None:
@@ -122,10 +138,10 @@ def print_summary(run: Run) -> None:
     if not datasets_to_evaluate(config, run):
         print(f"Weights: {run.merged}")
         return
-    from wiseft_dist.report.results import gather
+    from wiseft_dist.report.results import read_statistics
     from wiseft_dist.report.table import summary_table
 
-    Console(soft_wrap=True).print(summary_table(gather(config, run)))
+    Console(soft_wrap=True).print(summary_table(read_statistics(run.statistics_file)))
     print(f"Results: {run.results_file}\nReport:  {run.report / 'index.html'}")
 
 
@@ -136,6 +152,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         "classnames": data.classnames and storage.absolute(data.classnames),
         "templates": data.templates and storage.absolute(data.templates),
         "cache": data.cache and storage.absolute(data.cache),
+        "datasets": {name: with_absolute_files(spec) for name, spec in data.datasets.items()},
         "train": storage.absolute(data.train),
         "reference": {name: storage.absolute(url) for name, url in data.reference.items()},
         "shifts": {name: storage.absolute(url) for name, url in data.shifts.items()},

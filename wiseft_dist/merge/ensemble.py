@@ -24,7 +24,11 @@ class Ensemble:
 
     With a module in fp32 the weights are bit-identical to those of a written ensemble. Tensors that a model lacks, or
     that are theta_0's own object in every model, are set once: theta_0's, or theta_1's where theta_0 has none; so are
-    constants, such as a mask of -inf. Other NaN and Inf are mixed as they come.
+    constants, such as a mask of -inf, and what is equal in all models where the method keeps it so. Other NaN and Inf
+    are mixed as they come.
+
+    Attributes:
+        varying: The names of the module's tensors that depend on alpha.
 
     Args:
         module: Receives the weights; its device and dtype decide where and how an ensemble is stored.
@@ -55,18 +59,24 @@ class Ensemble:
         models = [zero_shot, *finetuned]
         shared = [name for name in zero_shot if _differ(name, models)]
         slices = {name: _whole(name, models, fisher) for name in shared if zero_shot[name].is_floating_point()}
-        constant = {name for name, whole in slices.items() if _is_constant(whole)}
+        equal = {name for name, whole in slices.items() if _are_equal(whole)}
+        constant = {name for name in equal if not slices[name].models[0].isfinite().all()}
         self._take_statistics(slices, constant)
+        settled = constant | (equal if self._method.keeps_equal else set())
+        varying = set()
         for name, target in module.state_dict(keep_vars=True).items():
-            if name in constant:
-                target.data.copy_(zero_shot[name].reshape(target.shape))
+            if name in settled:
+                target.data.copy_(zero_shot[name].float().reshape(target.shape))
             elif name in slices:
                 self._mixed.append((target, self._prepared(slices[name], target.device)))
-            elif name in shared:
+                varying.add(name)
+            elif name in shared and not _is_same(zero_shot[name], finetuned[0][name]):
                 self._copied.append((target, zero_shot[name], finetuned[0][name]))
+                varying.add(name)
             else:
                 source = zero_shot if name in zero_shot else finetuned[0]
                 target.data.copy_(source[name].reshape(target.shape))
+        self.varying = frozenset(varying)
 
     @torch.no_grad()
     def set_alpha(self, alpha: float) -> None:
@@ -171,13 +181,17 @@ def _whole(name: str, models: Sequence[Mapping[str, Tensor]], fisher: Sequence[M
     )
 
 
-def _is_constant(slices: Slices) -> bool:
-    """Whether a tensor with NaN or Inf is the same in all models."""
-    zero_shot = slices.models[0]
-    if zero_shot.isfinite().all():
-        return False
-    bits = zero_shot.float().view(torch.int32)
+def _are_equal(slices: Slices) -> bool:
+    """Whether a tensor is the same in all models, bit for bit in fp32."""
+    bits = slices.models[0].float().view(torch.int32)
     return all(torch.equal(model.to(bits.device, torch.float32).view(torch.int32), bits) for model in slices.models[1:])
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors of integers or masks are equal."""
+    if first.dtype != second.dtype or first.numel() != second.numel():
+        return False
+    return torch.equal(first.reshape(-1), second.to(first.device).reshape(-1))
 
 
 def _flat(target: Tensor) -> Tensor:

@@ -142,9 +142,9 @@ def _resolve(model: ModelConfig) -> tuple[dict[str, Any], Path | None]:
     if path.is_dir():
         if not (path / CONFIG_FILE).is_file():
             raise UserError(f"model.architecture: {path} has no {CONFIG_FILE}.")
-        return _complete(_read_json(path / CONFIG_FILE)), _local_weights(path, model.pretrained)
+        return complete_config(_read_json(path / CONFIG_FILE)), _local_weights(path, model.pretrained)
     if path.suffix == ".json":
-        return _complete(_read_json(path)), _given_weights(model.pretrained)
+        return complete_config(_read_json(path)), _given_weights(model.pretrained)
     return _from_name(name.replace("/", "-"), model.pretrained)
 
 
@@ -159,10 +159,25 @@ def _from_name(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path 
         if pretrained and not _looks_like_file(pretrained):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise UserError(f"model.pretrained: {pretrained} is neither a file nor a tag of {name} (tags: {tags}).")
-        return _complete({"model_cfg": config}), _given_weights(pretrained)
+        return complete_config({"model_cfg": config}), _given_weights(pretrained)
     return config_of_tag(name, pretrained or ""), _download(
         f"{name} {pretrained}", lambda: open_clip.download_pretrained(tag)
     )
+
+
+def config_of_architecture(architecture: str) -> dict[str, Any]:
+    """The ``open_clip_config.json`` of an open_clip model's name, of a name with a tag, of a folder or of a JSON file.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    name, colon, tag = architecture.replace("/", "-").partition(":")
+    if colon and open_clip.get_pretrained_cfg(name, tag):
+        return config_of_tag(name, tag)
+    try:
+        return _resolve(ModelConfig(architecture=architecture))[0]
+    except UserError as error:
+        raise UserError(str(error).replace("model.architecture:", "--architecture:")) from error
 
 
 def config_of_tag(name: str, pretrained: str) -> dict[str, Any]:
@@ -171,7 +186,7 @@ def config_of_tag(name: str, pretrained: str) -> dict[str, Any]:
     if tag.get("quick_gelu"):  # weights trained with QuickGELU are silently worse without it
         config["quick_gelu"] = True
     preprocess = {key: tag[key] for key in PREPROCESS_KEYS if tag.get(key) is not None}
-    return _complete({"model_cfg": config, "preprocess_cfg": preprocess})
+    return complete_config({"model_cfg": config, "preprocess_cfg": preprocess})
 
 
 def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path | None]:
@@ -180,7 +195,7 @@ def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path |
     repository = name.removeprefix("hf-hub:")
     config = _download(name, lambda: download_pretrained_from_hf(repository, filename=CONFIG_FILE))
     weights = _given_weights(pretrained) or _download(name, lambda: download_pretrained_from_hf(repository))
-    return _complete(_read_json(config)), weights
+    return complete_config(_read_json(config)), weights
 
 
 def _given_weights(pretrained: str | None) -> Path | None:
@@ -242,7 +257,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _complete(config: dict[str, Any]) -> dict[str, Any]:
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     """Fill in what open_clip would assume, so that the written configuration says it."""
     model_cfg = config.get("model_cfg", config)
     defaults = {

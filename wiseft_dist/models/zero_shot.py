@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from wiseft_dist.data.vocabulary import prompt
 from wiseft_dist.models.clip import Clip
 from wiseft_dist.progress import progress_bar
 
@@ -29,7 +30,7 @@ def zero_shot_head(
     """
     model: Any = clip.model.to(device).eval()
     tokenizer = clip.tokenizer()
-    prompts = [template.replace("{c}", name) for name in classnames for template in templates]
+    prompts = [prompt(template, name) for name in classnames for template in templates]
     features = []
     with progress_bar("encoding prompts", total=len(prompts), unit="prompts") as bar:
         for start in range(0, len(prompts), TEXTS_PER_PASS):

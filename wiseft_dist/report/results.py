@@ -1,115 +1,91 @@
-"""The numbers of a run, gathered from its cells."""
+"""The numbers of a run: computed from its cells, or read back from what a report wrote."""
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate, load_manifest
+from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate.cells import Cell, CellStore
-from wiseft_dist.evaluate.selection import Choice, choose_alphas
+from wiseft_dist.evaluate.cell_source import CellSource
+from wiseft_dist.evaluate.cells import CellStore, members_of
+from wiseft_dist.evaluate.predictions import Member
+from wiseft_dist.evaluate.run_datasets import dataset_of_run
+from wiseft_dist.evaluate.statistics import Role, Source, Statistics, statistics
 from wiseft_dist.run import Run
 
-COLUMNS = ("dataset", "role", "alpha", "num_samples", "num_correct", "top1", "ci95_low", "ci95_high")
 
-
-@dataclass(frozen=True)
-class Results:
-    """Accuracy by dataset and alpha."""
-
-    reference: str
-    """The reference test set; in a run without one, the held-out piece of the training set stands in."""
-    shifts: tuple[str, ...]
-    alphas: tuple[float, ...]
-    """Rising."""
-    cells: dict[tuple[str, float], Cell]
-    cells_digest: str
-    """Of the cells' content keys and the datasets' roles."""
-
-    @property
-    def role_of_reference(self) -> str:
-        """``reference``, or ``id_val`` where the held-out piece stands in."""
-        return ID_VAL if self.reference == ID_VAL else "reference"
-
-    def top1(self, dataset: str) -> dict[float, float]:
-        """Accuracy by alpha, as fractions; empty for a dataset that was not evaluated."""
-        return {a: self.cells[dataset, a].top1 for a in self.alphas if (dataset, a) in self.cells}
-
-    @cached_property
-    def shift_average(self) -> dict[float, float]:
-        """Accuracy by alpha, averaged over the shifts."""
-        if not self.shifts:
-            return {}
-        return {a: sum(self.cells[s, a].top1 for s in self.shifts) / len(self.shifts) for a in self.alphas}
-
-    @cached_property
-    def choices(self) -> list[Choice]:
-        """The alphas worth naming."""
-        return choose_alphas(self.top1(ID_VAL), self.top1(self.reference), self.shift_average)
-
-    def choice(self, name: str) -> Choice | None:
-        """A choice by its name, where there is one."""
-        return next((choice for choice in self.choices if choice.name == name), None)
-
-    def to_csv(self) -> str:
-        """The reference's and the shifts' cells as a table with 95 % Clopper-Pearson intervals."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for dataset in (self.reference, *self.shifts):
-            role = self.role_of_reference if dataset == self.reference else "shift"
-            for alpha in self.alphas:
-                cell = self.cells[dataset, alpha]
-                low, high = interval(cell)
-                row = (dataset, role, alpha, cell.num_samples, cell.num_correct)
-                writer.writerow((*row, f"{cell.top1:.6f}", f"{low:.6f}", f"{high:.6f}"))
-        return text.getvalue()
-
-
-def interval(cell: Cell) -> tuple[float, float]:
-    """The 95 % Clopper-Pearson interval of the accuracy."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(cell.num_correct, cell.num_samples, alpha=0.05, method="beta")
-    return float(low), float(high)
-
-
-def gather(config: RunConfig, run: Run) -> Results:
-    """Every cell of the run.
+def gather(config: RunConfig, run: Run) -> Statistics:
+    """Every number of a run, from its cells; one dataset is in memory at a time.
 
     Raises:
-        RunError: naming the cells that are missing, or one whose sample count is not its manifest's.
+        RunError: naming the cells that are missing, or one that does not have every sample of its manifest once; if too
+            many samples of a dataset were skipped.
     """
-    store = CellStore(config, run)
-    names = datasets_to_evaluate(config, run)
-    missing = {name: alphas for name in names if (alphas := store.missing(name, config.merge.alphas))}
+    store = CellStore.of_run(config, run)
+    names, members = _in_order(config, run), rising(members_of(config))
+    missing = {name: found for name in names if (found := store.missing(name, members))}
     if missing:
-        name, alphas = next(iter(missing.items()))
+        name, found = next(iter(missing.items()))
         raise RunError(
-            f"{run.path}: {name} has no result for alpha {', '.join(map(str, alphas))}. "
+            f"{run.path}: {name} has no result for alpha {', '.join(str(member.alpha) for member in found)}. "
             f"Run `wiseft evaluate {run.path} --dataset {name}` first."
         )
-    cells = {}
+    return statistics(_sources(config, run, store, names, members), members)
+
+
+def read_statistics(file: Path) -> Statistics:
+    """What was written to ``statistics.json``; a null where a number belongs is NaN.
+
+    Raises:
+        RunError: if there is none, or it is of another version.
+    """
+    try:
+        content = _read(Statistics, json.loads(file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} cannot be read ({error}): write the report again with `wiseft report`.") from error
+    assert isinstance(content, Statistics)
+    return content
+
+
+def rising(members: list[Member]) -> list[Member]:
+    """Alphas in rising order, those in output space last: as statistics want them."""
+    return sorted(members, key=lambda member: (member.space == "output", member.alpha))
+
+
+def _in_order(config: RunConfig, run: Run) -> list[str]:
+    """The reference, the shifts as they were given, the held-out piece."""
+    evaluated = datasets_to_evaluate(config, run)
+    return [name for name in (*config.data.evaluated, ID_VAL) if name in evaluated]
+
+
+def _sources(
+    config: RunConfig, run: Run, store: CellStore, names: list[str], members: list[Member]
+) -> Iterator[Source]:
     for name in names:
-        manifest = load_manifest(run, name)
-        expected = manifest.num_held_out if name == ID_VAL else manifest.num_samples
-        for alpha in config.merge.alphas:
-            cell = store.read(name, alpha)
-            assert cell is not None  # it was not missing
-            if cell.num_samples + cell.num_skipped != expected:
-                raise RunError(
-                    f"{store.folder(name, alpha)} has {cell.num_samples} samples and {cell.num_skipped} skipped ones, "
-                    f"expected {expected}."
-                )
-            cells[name, alpha] = cell
-    return Results(
-        next(iter(config.data.reference), ID_VAL),
-        tuple(config.data.shifts),
-        tuple(sorted(config.merge.alphas)),
-        cells,
-        store.report_digest(names),
-    )
+        role: Role = "id_val" if name == ID_VAL else "reference" if name in config.data.reference else "shift"
+        spec = dataset_of_run(config, run, name).spec
+        yield CellSource(name, spec, role, store, tuple(members), config.evaluate.max_bad_samples)
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """A value of a type of :class:`Statistics` from what JSON made of it."""
+    if is_dataclass(kind):
+        types = get_type_hints(kind)
+        return kind(**{field.name: _read(types[field.name], value[field.name]) for field in fields(kind)})  # type: ignore[operator]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (other,) = (each for each in arguments if each is not type(None))
+        return None if value is None else _read(other, value)
+    if origin is tuple:
+        return tuple(_read(arguments[0], entry) for entry in value)
+    if origin is dict:
+        return {key: _read(arguments[1], entry) for key, entry in value.items()}
+    if origin is Literal or kind is not float:
+        return value
+    return float("nan") if value is None else float(value)

@@ -11,7 +11,7 @@ import numpy as np
 
 from wiseft_dist.data.batch import ClassLabel, caption
 from wiseft_dist.data.shards import Sample
-from wiseft_dist.data.vocabulary import Vocabulary
+from wiseft_dist.data.vocabulary import Vocabulary, prompt
 from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import read_config, tokenizer_of
 from wiseft_dist.models.short_texts import reads_short_texts, without_padding
@@ -46,7 +46,7 @@ class PromptTokens:
 def prompt_tokens(zero_shot: Path, label: int, template: int) -> Any:
     """Tokens of one class in one template; there are no more than classes times templates."""
     vocabulary = _vocabulary(zero_shot)
-    return _tokens(zero_shot, vocabulary.templates[template].replace("{c}", vocabulary.classnames[label]))
+    return _tokens(zero_shot, prompt(vocabulary.templates[template], vocabulary.classnames[label]))
 
 
 @lru_cache(maxsize=2**15)

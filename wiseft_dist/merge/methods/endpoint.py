@@ -16,6 +16,8 @@ from wiseft_dist.merge.methods.wise import interpolate
 class EndpointMethod(Method):
     """``theta_0 + alpha (merged - theta_0)``, with the merged model in fp32."""
 
+    keeps_equal = True
+
     @abstractmethod
     def endpoint(self, slices: Slices) -> Tensor:
         """Elements of the merged model, fp32. Where all models are equal they are theta_0's, bit for bit."""

@@ -24,7 +24,7 @@ class Layers(Method):
     """
 
     def __init__(self, method: Method, layers: Mapping[str, LayerAlpha], lines: float | None = None) -> None:
-        self.name, self.num_passes = method.name, method.num_passes
+        self.name, self.num_passes, self.keeps_equal = method.name, method.num_passes, method.keeps_equal
         self._method, self._layers, self._lines = method, layers, lines
         self._fixed: dict[str, float] = {}
         self._factors: dict[str, float] = {}

@@ -54,6 +54,8 @@ class Method(ABC):
     """As people write it: ``wise``."""
     num_passes: int = 0
     """Passes of statistics before the first call of :meth:`mix`."""
+    keeps_equal: bool = False
+    """Whether elements that are finite and equal in all models, bit for bit, are so in every ensemble."""
 
     def begin(self, sizes: Mapping[str, int]) -> None:  # noqa: B027, most methods have no use for it
         """Called once before everything else, with the number of elements of each tensor that is mixed.

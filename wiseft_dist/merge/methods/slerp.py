@@ -28,6 +28,7 @@ class Slerp(Method):
     """
 
     name = "slerp"
+    keeps_equal = True
     num_passes = 1
 
     def __init__(self) -> None:

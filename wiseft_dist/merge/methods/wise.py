@@ -15,6 +15,7 @@ class Wise(Method):
     """
 
     name = "wise"
+    keeps_equal = True
 
     def mix(self, slices: Slices, alpha: float, out: Tensor) -> None:
         """As :meth:`Method.mix`; alpha = 1 gives theta_1 bit for bit."""

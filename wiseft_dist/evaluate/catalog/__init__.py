@@ -1,0 +1,1 @@
+"""Datasets as data: YAML and text files, and what reads them."""
