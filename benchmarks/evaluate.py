@@ -39,8 +39,8 @@ from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.shared_layers import HOST_IMAGES_PER_THREAD
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.sweep.shared_layers import HOST_IMAGES_PER_THREAD
+from wiseft_dist.evaluate.sweep.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble
 from wiseft_dist.merge.methods.wise import interpolate
 from wiseft_dist.models.classifier import Classifier, read_classifier, write_zero_shot

@@ -17,8 +17,8 @@ from torch import Tensor
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.transforms import Preprocess, normalize
 from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.shared_layers import Layers
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.sweep.shared_layers import Layers
+from wiseft_dist.evaluate.sweep.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble
 from wiseft_dist.models.classifier import Classifier, Head
 

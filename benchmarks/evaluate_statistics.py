@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from wiseft_dist.config.dataset import DatasetSpec
-from wiseft_dist.evaluate.cell_source import CellSource
-from wiseft_dist.evaluate.cells import CellStore, Content
-from wiseft_dist.evaluate.intervals import NUM_RESAMPLES
-from wiseft_dist.evaluate.parts import cut
+from wiseft_dist.evaluate.cells.parts import cut
+from wiseft_dist.evaluate.cells.store import CellStore, Content
 from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.statistics import Role, statistics
+from wiseft_dist.evaluate.statistics.cell_source import CellSource
+from wiseft_dist.evaluate.statistics.intervals import NUM_RESAMPLES
+from wiseft_dist.evaluate.statistics.statistics import Role, statistics
 from wiseft_dist.report.figures import draw_curve
 from wiseft_dist.report.page import page
 from wiseft_dist.report.rows import to_csv

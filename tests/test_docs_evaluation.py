@@ -19,11 +19,11 @@ from wiseft_dist.config import DatasetSpec, EvaluateConfig, load_config
 from wiseft_dist.config.dataset import Metric
 from wiseft_dist.evaluate.catalog.entries import catalog, describe_dataset, read_dataset_file
 from wiseft_dist.evaluate.catalog.published import zero_shot_tolerance
-from wiseft_dist.evaluate.cell_files import COLUMNS as CELL_COLUMNS
+from wiseft_dist.evaluate.cells.files import COLUMNS as CELL_COLUMNS
 from wiseft_dist.evaluate.class_map import load_class_map
-from wiseft_dist.evaluate.robustness import published_fits
-from wiseft_dist.evaluate.selection import choose_alphas
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.robustness import published_fits
+from wiseft_dist.evaluate.statistics.selection import choose_alphas
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.rows import COLUMNS
 
 ROOT = Path(__file__).parents[1]

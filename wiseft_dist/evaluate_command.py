@@ -15,9 +15,9 @@ from wiseft_dist.merge_command import SOURCE_HELP
 
 if TYPE_CHECKING:
     from wiseft_dist.config import EvaluateConfig, MergeConfig
-    from wiseft_dist.evaluate.evaluation import Evaluation
-    from wiseft_dist.evaluate.model_sources import ModelSources
-    from wiseft_dist.evaluate.statistics import Statistics
+    from wiseft_dist.evaluate.standalone.evaluation import Evaluation
+    from wiseft_dist.evaluate.standalone.model_sources import ModelSources
+    from wiseft_dist.evaluate.statistics.statistics import Statistics
     from wiseft_dist.run import Run
 
 TABLE_WIDTH = 100
@@ -183,13 +183,13 @@ def _refuse_incomplete(
 
 
 def _plain(name: str, options: dict[str, Any]) -> ModelSources:
-    from wiseft_dist.evaluate.model_sources import ModelSources
+    from wiseft_dist.evaluate.standalone.model_sources import ModelSources
 
     return ModelSources(name, **options)
 
 
 def _ensemble(zero_shot: str, finetuned: list[str], merge: MergeConfig, options: dict[str, Any]) -> ModelSources:
-    from wiseft_dist.evaluate.model_sources import ModelSources
+    from wiseft_dist.evaluate.standalone.model_sources import ModelSources
 
     return ModelSources(zero_shot, tuple(finetuned), merge, **options)
 
@@ -217,8 +217,8 @@ def _evaluate_files(
     check: bool,
     as_json: bool,
 ) -> None:
-    from wiseft_dist.evaluate.files import evaluate_files
-    from wiseft_dist.evaluate.given_datasets import given_datasets
+    from wiseft_dist.evaluate.standalone.files import evaluate_files
+    from wiseft_dist.evaluate.standalone.given_datasets import given_datasets
     from wiseft_dist.report.without_run import write_results
 
     given = given_datasets(datasets, shards)
@@ -254,7 +254,7 @@ def _tell_results(evaluation: Evaluation, found: Mapping[str, Statistics], *, as
 
 
 def _check(evaluation: Evaluation, *, as_json: bool) -> None:
-    from wiseft_dist.evaluate.check import check_zero_shot
+    from wiseft_dist.evaluate.standalone.check import check_zero_shot
 
     check = check_zero_shot(evaluation)
     print(json.dumps(check.as_dict(), indent=1) if as_json else check.as_text())

@@ -11,8 +11,8 @@ from wiseft_dist.config import Resources, RunConfig, batch_arithmetic
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, sizes_to_evaluate
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import CellStore, members_of, report_digest
-from wiseft_dist.evaluate.parts import job_names, parts_of_job
+from wiseft_dist.evaluate.cells.parts import job_names, parts_of_job
+from wiseft_dist.evaluate.cells.store import CellStore, members_of, report_digest
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.publish import ensembles_are_published, report_is_published
 from wiseft_dist.run import Run

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from wiseft_dist.evaluate import cell_files
+from wiseft_dist.evaluate.cells import files as cell_files
 from wiseft_dist.pipeline import execute
 from wiseft_dist.run import Run, sync
 

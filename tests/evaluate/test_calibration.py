@@ -6,7 +6,7 @@ from predictions_from_logits import predictions_from_logits
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from wiseft_dist.evaluate.metrics.calibration import (
+from wiseft_dist.evaluate.statistics.metrics.calibration import (
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,

@@ -25,8 +25,8 @@ from wiseft_dist.evaluate.catalog.published import (
     zero_shot_tolerance,
 )
 from wiseft_dist.evaluate.class_map import load_class_map
-from wiseft_dist.evaluate.metrics.corruption import alexnet_errors
-from wiseft_dist.evaluate.robustness import published_fits
+from wiseft_dist.evaluate.statistics.metrics.corruption import alexnet_errors
+from wiseft_dist.evaluate.statistics.robustness import published_fits
 
 ALL = list(catalog())
 CORRUPTIONS = [

@@ -13,8 +13,8 @@ from wiseft_dist.config import DatasetSpec
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import index
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate.cells import CellStore, Content, members_of
-from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.cells.parts import Part
+from wiseft_dist.evaluate.cells.store import CellStore, Content, members_of
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
 from wiseft_dist.run import committing
 

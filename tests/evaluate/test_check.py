@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from wiseft_dist.evaluate.check import Check, compare, model_and_tag
+from wiseft_dist.evaluate.standalone.check import Check, compare, model_and_tag
 
 B32 = {"architecture": "ViT-B-32", "pretrained": "openai"}
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wiseft_dist.config import EvaluateConfig, MergeConfig
-from wiseft_dist.evaluate.files import evaluate_files
-from wiseft_dist.evaluate.given_datasets import given_datasets
-from wiseft_dist.evaluate.model_sources import ModelSources
 from wiseft_dist.evaluate.predictions import Predictions
+from wiseft_dist.evaluate.standalone.files import evaluate_files
+from wiseft_dist.evaluate.standalone.given_datasets import given_datasets
+from wiseft_dist.evaluate.standalone.model_sources import ModelSources
 from wiseft_dist.merge.files import merge_files
 from wiseft_dist.models.files import WEIGHTS_FILE
 

@@ -7,8 +7,8 @@ from scipy.special import softmax
 from scipy.stats import entropy
 from sklearn.metrics import cohen_kappa_score
 
-from wiseft_dist.evaluate.diversity import cohens_kappa, diversity
 from wiseft_dist.evaluate.predictions import FeatureMoments
+from wiseft_dist.evaluate.statistics.diversity import cohens_kappa, diversity
 
 
 def one_hot(classes, scale=2.0, num_classes=4):

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wiseft_dist.evaluate.intervals import FEW_KINDS, Clusters, bootstrap, clopper_pearson
-from wiseft_dist.evaluate.metrics.accuracy import mean_per_class
-from wiseft_dist.evaluate.metrics.tally import proportion
-from wiseft_dist.evaluate.metrics.wilds import macro_f1
+from wiseft_dist.evaluate.statistics.intervals import FEW_KINDS, Clusters, bootstrap, clopper_pearson
+from wiseft_dist.evaluate.statistics.metrics.accuracy import mean_per_class
+from wiseft_dist.evaluate.statistics.metrics.tally import proportion
+from wiseft_dist.evaluate.statistics.metrics.wilds import macro_f1
 
 
 def test_clopper_pearson_at_the_ends_has_a_closed_form():
@@ -101,5 +101,5 @@ def test_percentiles_leave_out_2_5_percent_on_each_side():
 def test_memory_is_bounded_by_drawing_in_chunks(monkeypatch):
     tally = proportion(np.random.default_rng(0).random((12, 500)) < 0.5)
     whole = bootstrap(tally, seed=99, num_resamples=64)
-    monkeypatch.setattr("wiseft_dist.evaluate.intervals.CHUNK_BYTES", 8 * 500 * 3)
+    monkeypatch.setattr("wiseft_dist.evaluate.statistics.intervals.CHUNK_BYTES", 8 * 500 * 3)
     np.testing.assert_allclose(bootstrap(tally, seed=99, num_resamples=64).values, whole.values)

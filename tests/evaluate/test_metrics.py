@@ -7,12 +7,12 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_sc
 
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.evaluate.metrics.accuracy import class_counts, mean_per_class, single_labels, top5
-from wiseft_dist.evaluate.metrics.corruption import alexnet_errors, corruption_of, mean_corruption_error
-from wiseft_dist.evaluate.metrics.primary import primary_metric
-from wiseft_dist.evaluate.metrics.tally import distinct, proportion
-from wiseft_dist.evaluate.metrics.video import score_anchors
-from wiseft_dist.evaluate.metrics.wilds import group_accuracies, macro_f1, worst_group
+from wiseft_dist.evaluate.statistics.metrics.accuracy import class_counts, mean_per_class, single_labels, top5
+from wiseft_dist.evaluate.statistics.metrics.corruption import alexnet_errors, corruption_of, mean_corruption_error
+from wiseft_dist.evaluate.statistics.metrics.primary import primary_metric
+from wiseft_dist.evaluate.statistics.metrics.tally import distinct, proportion
+from wiseft_dist.evaluate.statistics.metrics.video import score_anchors
+from wiseft_dist.evaluate.statistics.metrics.wilds import group_accuracies, macro_f1, worst_group
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wiseft_dist.evaluate.intervals import Draws, bootstrap
-from wiseft_dist.evaluate.metrics.tally import proportion
-from wiseft_dist.evaluate.observations import observe
+from wiseft_dist.evaluate.statistics.intervals import Draws, bootstrap
+from wiseft_dist.evaluate.statistics.metrics.tally import proportion
+from wiseft_dist.evaluate.statistics.observations import observe
 
 ALPHAS = [0.0, 0.25, 0.5, 1.0]
 

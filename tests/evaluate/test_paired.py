@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import binom, chi2
 from statsmodels.stats.multitest import multipletests
 
-from wiseft_dist.evaluate.intervals import bootstrap
-from wiseft_dist.evaluate.metrics.tally import proportion
-from wiseft_dist.evaluate.paired import compare, holm, mcnemar
+from wiseft_dist.evaluate.statistics.intervals import bootstrap
+from wiseft_dist.evaluate.statistics.metrics.tally import proportion
+from wiseft_dist.evaluate.statistics.paired import compare, holm, mcnemar
 
 
 def right(only_first, only_second, both=5, neither=5):

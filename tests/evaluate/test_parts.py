@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.parts import Part, assign, cut, images_by_dataset, job_names, parts_of_job
+from wiseft_dist.evaluate.cells.parts import Part, assign, cut, images_by_dataset, job_names, parts_of_job
 
 
 def pieces(parts):

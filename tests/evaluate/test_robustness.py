@@ -9,9 +9,9 @@ from scipy.special import expit, logit
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import describe_dataset
-from wiseft_dist.evaluate.intervals import Interval
-from wiseft_dist.evaluate.own_fit import StandardModel, fit_models, own_fit, read_models
-from wiseft_dist.evaluate.robustness import (
+from wiseft_dist.evaluate.statistics.intervals import Interval
+from wiseft_dist.evaluate.statistics.own_fit import StandardModel, fit_models, own_fit, read_models
+from wiseft_dist.evaluate.statistics.robustness import (
     Fit,
     Piece,
     ReferenceAxis,

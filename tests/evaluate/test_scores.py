@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from wiseft_dist.evaluate.moments import MomentSums
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member
-from wiseft_dist.evaluate.scores import Scores, score
+from wiseft_dist.evaluate.sweep.moments import MomentSums
+from wiseft_dist.evaluate.sweep.scores import Scores, score
 
 HALVES = torch.tensor([[math.log(4), math.log(2), 0.0, 0.0]])
 """Softmax probabilities 1/2, 1/4, 1/8 and 1/8."""

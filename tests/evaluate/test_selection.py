@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wiseft_dist.evaluate.selection import Choice, best_alpha, choose_alphas, oracle_of, reported_alpha
+from wiseft_dist.evaluate.statistics.selection import Choice, best_alpha, choose_alphas, oracle_of, reported_alpha
 
 
 def chosen(**accuracies):

@@ -9,10 +9,10 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate import shared_layers
 from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.shared_layers import Layers, PlainModel
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.sweep import shared_layers
+from wiseft_dist.evaluate.sweep.shared_layers import Layers, PlainModel
+from wiseft_dist.evaluate.sweep.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble
 
 MEMBERS = [Member(0.0), Member(0.3), Member(1.0)]

@@ -14,9 +14,9 @@ from predictions_from_logits import predictions_from_logits
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.evaluate.class_map import load_class_map
-from wiseft_dist.evaluate.metrics.corruption import alexnet_errors
 from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.statistics import statistics
+from wiseft_dist.evaluate.statistics.metrics.corruption import alexnet_errors
+from wiseft_dist.evaluate.statistics.statistics import statistics
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MEMBERS = [Member(alpha) for alpha in ALPHAS]
@@ -315,6 +315,7 @@ def test_imagenet_c_gives_mce_once_all_its_parts_are_there():
 
 def test_statistics_never_import_torch():
     """They are computed on login nodes and laptops, in the time torch takes to be imported."""
-    code = "import sys, wiseft_dist.evaluate.statistics, wiseft_dist.evaluate.own_fit; print('torch' in sys.modules)"
+    package = "wiseft_dist.evaluate.statistics"
+    code = f"import sys, {package}.statistics, {package}.own_fit; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

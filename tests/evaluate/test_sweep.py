@@ -18,13 +18,13 @@ from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import load_manifest
 from wiseft_dist.data.transforms import EvaluationTransform, evaluation_transform, normalize
-from wiseft_dist.evaluate import cache_size
-from wiseft_dist.evaluate.cache_size import images_that_fit
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.shared_layers import PlainModel
 from wiseft_dist.evaluate.stage import _load_ensemble
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.sweep import cache_size
+from wiseft_dist.evaluate.sweep.cache_size import images_that_fit
+from wiseft_dist.evaluate.sweep.shared_layers import PlainModel
+from wiseft_dist.evaluate.sweep.sweep import sweep
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.merge.writer import write_ensembles
@@ -342,7 +342,7 @@ def test_what_is_cached_of_an_image_decides_how_many_fit(monkeypatch):
     """The features of a frozen encoder take less than the images: 24 bytes instead of 768."""
     asked = []
     monkeypatch.setattr(
-        "wiseft_dist.evaluate.sweep.images_that_fit", lambda size, device: asked.append((size, str(device))) or 4
+        "wiseft_dist.evaluate.sweep.sweep.images_that_fit", lambda size, device: asked.append((size, str(device))) or 4
     )
     seen = []
     for changed in (("",), ("head.",)):

@@ -13,7 +13,7 @@ from real_checkpoints import same_bits
 from torch import Tensor
 
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.evaluate.cells import CellStore, members_of
+from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.stage import _load_ensemble, evaluate
 from wiseft_dist.merge.stage import merge

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from wiseft_dist.evaluate.diversity import Diversity, Margins, Override
-from wiseft_dist.evaluate.intervals import Interval
-from wiseft_dist.evaluate.metrics.calibration import ReliabilityBin
-from wiseft_dist.evaluate.observations import Gap, Observation
-from wiseft_dist.evaluate.paired import Comparison, McNemar
-from wiseft_dist.evaluate.robustness import Fit, Piece, Robustness, RobustnessPoint
-from wiseft_dist.evaluate.selection import Choice
-from wiseft_dist.evaluate.statistics import (
+from wiseft_dist.evaluate.statistics.diversity import Diversity, Margins, Override
+from wiseft_dist.evaluate.statistics.intervals import Interval
+from wiseft_dist.evaluate.statistics.metrics.calibration import ReliabilityBin
+from wiseft_dist.evaluate.statistics.observations import Gap, Observation
+from wiseft_dist.evaluate.statistics.paired import Comparison, McNemar
+from wiseft_dist.evaluate.statistics.robustness import Fit, Piece, Robustness, RobustnessPoint
+from wiseft_dist.evaluate.statistics.selection import Choice
+from wiseft_dist.evaluate.statistics.statistics import (
     AlphaStatistics,
     ClassAccuracy,
     DatasetStatistics,

@@ -16,7 +16,7 @@ from made_up import dataset, statistics, with_dataset
 
 from wiseft_dist.config import DatasetSpec
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.pipeline import remaining
 from wiseft_dist.report.results import gather, read_statistics

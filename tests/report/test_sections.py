@@ -15,8 +15,8 @@ from made_up import (
 )
 from rich.console import Console
 
-from wiseft_dist.evaluate.metrics.corruption import CorruptionError
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.metrics.corruption import CorruptionError
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.accuracies import accuracy_sections
 from wiseft_dist.report.cautions import cautions
 from wiseft_dist.report.comparisons import comparison_sections

@@ -18,8 +18,8 @@ from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, load_manifest, sizes_to_evaluate
 from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import ARITHMETIC
-from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.cells.parts import Part
+from wiseft_dist.evaluate.cells.store import ARITHMETIC
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
 from wiseft_dist.merge.methods.method import Slices

@@ -13,8 +13,8 @@ from itertools import groupby
 from typing import Protocol
 
 from wiseft_dist.data.receipt import refuse_more
-from wiseft_dist.evaluate.cells import CellStore
-from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.cells.parts import Part
+from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.tracking import Tracker

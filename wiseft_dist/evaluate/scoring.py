@@ -17,12 +17,12 @@ from wiseft_dist.data.shards import Cache
 from wiseft_dist.data.stage import ID_VAL, load_manifest
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize
 from wiseft_dist.evaluate.catalog.entries import Dataset
+from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.class_map import ClassMap
-from wiseft_dist.evaluate.parts import Part
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
-from wiseft_dist.evaluate.shared_layers import Adjustable, Layers
-from wiseft_dist.evaluate.sweep import sweep
+from wiseft_dist.evaluate.sweep.shared_layers import Adjustable, Layers
+from wiseft_dist.evaluate.sweep.sweep import sweep
 from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config

@@ -11,8 +11,8 @@ from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import sizes_to_evaluate
 from wiseft_dist.distributed import Ranks, device_of, discover_ranks, use_cores
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import CellStore, members_of
-from wiseft_dist.evaluate.parts import Part, assign, cut, parts_of_job
+from wiseft_dist.evaluate.cells.parts import Part, assign, cut, parts_of_job
+from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part

@@ -21,8 +21,8 @@ from wiseft_dist.data.stage import (
 )
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.catalog.entries import with_absolute_files
+from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
 from wiseft_dist.evaluate.dataset_checks import check_datasets
-from wiseft_dist.evaluate.parts import images_by_dataset, parts_of_job
 from wiseft_dist.launch.follow import queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining

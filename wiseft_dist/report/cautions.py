@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from wiseft_dist.evaluate.statistics import DatasetStatistics, Statistics
+from wiseft_dist.evaluate.statistics.statistics import DatasetStatistics, Statistics
 
 FEW_CLUSTERS = 30
 """Below about this many, intervals that draw clusters come out too narrow."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from wiseft_dist.evaluate.robustness import RobustnessPoint
-from wiseft_dist.evaluate.statistics import ClassAccuracy, DatasetStatistics, Statistics
+from wiseft_dist.evaluate.statistics.robustness import RobustnessPoint
+from wiseft_dist.evaluate.statistics.statistics import ClassAccuracy, DatasetStatistics, Statistics
 from wiseft_dist.report.section import Cell, Row, Section, ends_and_chosen, row
 from wiseft_dist.report.wording import (
     NOTHING,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.table import named_alphas
 from wiseft_dist.report.wording import has_both, is_all_top1, metric_name
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 import wiseft_dist
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.accuracies import accuracy_sections
 from wiseft_dist.report.cautions import cautions
 from wiseft_dist.report.comparisons import comparison_sections

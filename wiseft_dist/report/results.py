@@ -12,11 +12,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate.cell_source import CellSource
-from wiseft_dist.evaluate.cells import CellStore, members_of
+from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
-from wiseft_dist.evaluate.statistics import Role, Source, Statistics, statistics
+from wiseft_dist.evaluate.statistics.cell_source import CellSource
+from wiseft_dist.evaluate.statistics.statistics import Role, Source, Statistics, statistics
 from wiseft_dist.run import Run
 
 

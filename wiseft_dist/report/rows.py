@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from wiseft_dist.evaluate.statistics import AlphaStatistics, DatasetStatistics, Statistics
+from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, DatasetStatistics, Statistics
 from wiseft_dist.report.wording import is_known, shown_datasets
 
 COLUMNS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wiseft_dist.evaluate.intervals import Interval
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.intervals import Interval
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.wording import is_known, percent, percent_range
 
 

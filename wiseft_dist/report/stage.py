@@ -9,9 +9,9 @@ from typing import Any
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate
-from wiseft_dist.evaluate.cells import CellStore, report_digest
+from wiseft_dist.evaluate.cells.store import CellStore, report_digest
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
-from wiseft_dist.evaluate.statistics import Statistics
+from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.models.files import CLASSES_FILE
 from wiseft_dist.publish import publish_report
 from wiseft_dist.report.figures import draw_curve

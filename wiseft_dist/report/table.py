@@ -10,8 +10,8 @@ from wiseft_dist.report.wording import NOTHING, column_name, is_all_top1, is_kno
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wiseft_dist.evaluate.selection import Choice
-    from wiseft_dist.evaluate.statistics import Statistics
+    from wiseft_dist.evaluate.statistics.selection import Choice
+    from wiseft_dist.evaluate.statistics.statistics import Statistics
 
 
 def choice(statistics: Statistics, name: str) -> Choice | None:

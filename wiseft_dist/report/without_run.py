@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-from wiseft_dist.evaluate.evaluation import Evaluation, Scored
-from wiseft_dist.evaluate.statistics import AlphaStatistics, Statistics
+from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored
+from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
 from wiseft_dist.report.rows import COLUMNS, rows_of
 from wiseft_dist.run import write_atomically
 

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
-    from wiseft_dist.evaluate.intervals import Interval
-    from wiseft_dist.evaluate.statistics import DatasetStatistics, Statistics
+    from wiseft_dist.evaluate.statistics.intervals import Interval
+    from wiseft_dist.evaluate.statistics.statistics import DatasetStatistics, Statistics
 
 METRIC_NAMES = {
     "top1": "top-1",

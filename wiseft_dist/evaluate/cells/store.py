@@ -19,10 +19,10 @@ from wiseft_dist.config import RunConfig
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import ID_VAL, load_manifest
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate import cell_files
 from wiseft_dist.evaluate.catalog.entries import describe_dataset
-from wiseft_dist.evaluate.cell_files import COLUMNS, METADATA, PartFile, cover, empty, matrix, part_files, read_columns
-from wiseft_dist.evaluate.parts import Part
+from wiseft_dist.evaluate.cells import files as cell_files
+from wiseft_dist.evaluate.cells.files import COLUMNS, METADATA, PartFile, cover, empty, matrix, part_files, read_columns
+from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
 from wiseft_dist.run import Run, alpha_name, digest

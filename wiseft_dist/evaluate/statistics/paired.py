@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from wiseft_dist.evaluate.intervals import Draws, Interval
+from wiseft_dist.evaluate.statistics.intervals import Draws, Interval
 
 EXACT_UP_TO = 25
 """Samples that only one has right: up to here the chi-squared distribution is a poor approximation."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from wiseft_dist.evaluate.intervals import Draws, Interval
+from wiseft_dist.evaluate.statistics.intervals import Draws, Interval
 
 SHIFT_AVERAGE = "shift average"
 ROUNDING = 1e-9

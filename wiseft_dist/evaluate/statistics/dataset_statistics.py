@@ -11,22 +11,22 @@ import numpy as np
 
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.evaluate.class_map import load_class_map
-from wiseft_dist.evaluate.diversity import Diversity, diversity
-from wiseft_dist.evaluate.intervals import Clusters, Draws, Interval, bootstrap, clopper_pearson
-from wiseft_dist.evaluate.metrics.accuracy import class_counts, mean_of_known, single_labels, top5
-from wiseft_dist.evaluate.metrics.calibration import (
+from wiseft_dist.evaluate.predictions import Member, Predictions
+from wiseft_dist.evaluate.statistics.diversity import Diversity, diversity
+from wiseft_dist.evaluate.statistics.intervals import Clusters, Draws, Interval, bootstrap, clopper_pearson
+from wiseft_dist.evaluate.statistics.metrics.accuracy import class_counts, mean_of_known, single_labels, top5
+from wiseft_dist.evaluate.statistics.metrics.calibration import (
     ReliabilityBin,
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
 )
-from wiseft_dist.evaluate.metrics.primary import Primary, column, group_name, primary_metric
-from wiseft_dist.evaluate.metrics.tally import Tally, proportion, ratio
-from wiseft_dist.evaluate.metrics.wilds import group_accuracies
-from wiseft_dist.evaluate.paired import Comparison, Endpoint, compare
-from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.robustness import ReferenceAxis, reference_axis
+from wiseft_dist.evaluate.statistics.metrics.primary import Primary, column, group_name, primary_metric
+from wiseft_dist.evaluate.statistics.metrics.tally import Tally, proportion, ratio
+from wiseft_dist.evaluate.statistics.metrics.wilds import group_accuracies
+from wiseft_dist.evaluate.statistics.paired import Comparison, Endpoint, compare
+from wiseft_dist.evaluate.statistics.robustness import ReferenceAxis, reference_axis
 
 Role = Literal["reference", "shift", "id_val"]
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from wiseft_dist.evaluate.catalog.published import published_accuracy, zero_shot_tolerance
-from wiseft_dist.evaluate.evaluation import Evaluation
 from wiseft_dist.evaluate.predictions import Member
+from wiseft_dist.evaluate.standalone.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

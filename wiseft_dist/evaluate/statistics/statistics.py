@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from wiseft_dist.evaluate.dataset_statistics import (
+from wiseft_dist.evaluate.predictions import Member
+from wiseft_dist.evaluate.statistics.dataset_statistics import (
     AlphaStatistics,
     AxisKey,
     ClassAccuracy,
@@ -21,19 +22,18 @@ from wiseft_dist.evaluate.dataset_statistics import (
     class_table,
     measure,
 )
-from wiseft_dist.evaluate.intervals import NUM_RESAMPLES, Draws, Interval
-from wiseft_dist.evaluate.metrics.corruption import CorruptionError, corruption_of, mean_corruption_error
-from wiseft_dist.evaluate.observations import SHIFT_AVERAGE, Observation, observe
-from wiseft_dist.evaluate.own_fit import own_fit
-from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.robustness import (
+from wiseft_dist.evaluate.statistics.intervals import NUM_RESAMPLES, Draws, Interval
+from wiseft_dist.evaluate.statistics.metrics.corruption import CorruptionError, corruption_of, mean_corruption_error
+from wiseft_dist.evaluate.statistics.observations import SHIFT_AVERAGE, Observation, observe
+from wiseft_dist.evaluate.statistics.own_fit import own_fit
+from wiseft_dist.evaluate.statistics.robustness import (
     Fit,
     Robustness,
     ShiftValue,
     effective_robustness,
     published_fits,
 )
-from wiseft_dist.evaluate.selection import Choice, choose_alphas, oracle_of, reported_alpha
+from wiseft_dist.evaluate.statistics.selection import Choice, choose_alphas, oracle_of, reported_alpha
 
 __all__ = [
     "AlphaStatistics",

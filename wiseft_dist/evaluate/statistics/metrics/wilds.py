@@ -10,7 +10,7 @@ from collections.abc import Collection
 import numpy as np
 from scipy import sparse
 
-from wiseft_dist.evaluate.metrics.tally import Tally, distinct, ratio
+from wiseft_dist.evaluate.statistics.metrics.tally import Tally, distinct, ratio
 
 
 def macro_f1(labels: np.ndarray, classes: np.ndarray) -> Tally:

@@ -12,11 +12,11 @@ from torch import Tensor
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.labels import split_targets
 from wiseft_dist.data.receipt import BadSample
-from wiseft_dist.evaluate.cache_size import images_that_fit
-from wiseft_dist.evaluate.moments import MomentSums
 from wiseft_dist.evaluate.predictions import NUM_TOP, FeatureMoments, Member, Predictions
-from wiseft_dist.evaluate.scores import Scores, score
-from wiseft_dist.evaluate.shared_layers import Adjustable, Layers
+from wiseft_dist.evaluate.sweep.cache_size import images_that_fit
+from wiseft_dist.evaluate.sweep.moments import MomentSums
+from wiseft_dist.evaluate.sweep.scores import Scores, score
+from wiseft_dist.evaluate.sweep.shared_layers import Adjustable, Layers
 from wiseft_dist.merge.methods.wise import interpolate
 
 

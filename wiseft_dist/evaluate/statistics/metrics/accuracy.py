@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from wiseft_dist.evaluate.metrics.tally import Tally, distinct, ratio
+from wiseft_dist.evaluate.statistics.metrics.tally import Tally, distinct, ratio
 
 
 def single_labels(labels: np.ndarray) -> np.ndarray | None:

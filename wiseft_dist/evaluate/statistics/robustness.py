@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from wiseft_dist.evaluate.catalog.lists import data_file
-from wiseft_dist.evaluate.intervals import Interval, clopper_pearson
+from wiseft_dist.evaluate.statistics.intervals import Interval, clopper_pearson
 
 SMALLEST = 1e-6
 """Accuracies nearer to 0 or 1 than this are moved here: their logit would be infinite."""

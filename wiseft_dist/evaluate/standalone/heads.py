@@ -9,11 +9,11 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import Dataset
-from wiseft_dist.evaluate.cells import Content
+from wiseft_dist.evaluate.cells.store import Content
 from wiseft_dist.evaluate.class_map import ClassMap, map_for
 from wiseft_dist.evaluate.dataset_checks import refuse_other_labels
-from wiseft_dist.evaluate.given_datasets import IndexedDataset
-from wiseft_dist.evaluate.model_sources import OpenedModels
+from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
+from wiseft_dist.evaluate.standalone.model_sources import OpenedModels
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.run import digest
 

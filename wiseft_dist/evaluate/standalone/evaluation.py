@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wiseft_dist.evaluate.cell_source import CellSource
-from wiseft_dist.evaluate.cells import CellStore
-from wiseft_dist.evaluate.given_datasets import IndexedDataset
-from wiseft_dist.evaluate.model_sources import ModelSources
+from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.statistics import Role, Statistics, statistics
+from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
+from wiseft_dist.evaluate.standalone.model_sources import ModelSources
+from wiseft_dist.evaluate.statistics.cell_source import CellSource
+from wiseft_dist.evaluate.statistics.statistics import Role, Statistics, statistics
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from scipy import sparse
 
-from wiseft_dist.evaluate.metrics.tally import Tally
+from wiseft_dist.evaluate.statistics.metrics.tally import Tally
 
 LEVEL = 0.95
 NUM_RESAMPLES = 1000

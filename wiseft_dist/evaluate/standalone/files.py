@@ -15,17 +15,17 @@ import torch
 from wiseft_dist.config import EvaluateConfig
 from wiseft_dist.distributed import device_of, discover_ranks, use_cores
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.cells import ARITHMETIC, CellStore
-from wiseft_dist.evaluate.evaluation import Evaluation, Scored
-from wiseft_dist.evaluate.given_datasets import GivenDataset, IndexedDataset, index_dataset
-from wiseft_dist.evaluate.heads import Classified, classify
-from wiseft_dist.evaluate.live_models import load_models
-from wiseft_dist.evaluate.model_sources import ModelSources, OpenedModels, opened
-from wiseft_dist.evaluate.parts import Part, assign, cut
+from wiseft_dist.evaluate.cells.parts import Part, assign, cut
+from wiseft_dist.evaluate.cells.store import ARITHMETIC, CellStore
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import TestSet, layers_of, open_test_set, score_part
-from wiseft_dist.evaluate.shared_layers import Adjustable, Layers
+from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored
+from wiseft_dist.evaluate.standalone.given_datasets import GivenDataset, IndexedDataset, index_dataset
+from wiseft_dist.evaluate.standalone.heads import Classified, classify
+from wiseft_dist.evaluate.standalone.live_models import load_models
+from wiseft_dist.evaluate.standalone.model_sources import ModelSources, OpenedModels, opened
+from wiseft_dist.evaluate.sweep.shared_layers import Adjustable, Layers
 from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.clip import preprocess_of
 from wiseft_dist.run import Run

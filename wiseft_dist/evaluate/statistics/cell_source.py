@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from wiseft_dist.config import DatasetSpec
 from wiseft_dist.data.receipt import refuse_more
-from wiseft_dist.evaluate.cells import CellStore
+from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.statistics import Role
+from wiseft_dist.evaluate.statistics.statistics import Role
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.evaluate.intervals import Clusters
-from wiseft_dist.evaluate.metrics.accuracy import mean_per_class, single_labels
-from wiseft_dist.evaluate.metrics.tally import Tally, proportion
-from wiseft_dist.evaluate.metrics.video import AnchorResults, score_anchors
-from wiseft_dist.evaluate.metrics.wilds import macro_f1, worst_group
 from wiseft_dist.evaluate.predictions import Predictions
+from wiseft_dist.evaluate.statistics.intervals import Clusters
+from wiseft_dist.evaluate.statistics.metrics.accuracy import mean_per_class, single_labels
+from wiseft_dist.evaluate.statistics.metrics.tally import Tally, proportion
+from wiseft_dist.evaluate.statistics.metrics.video import AnchorResults, score_anchors
+from wiseft_dist.evaluate.statistics.metrics.wilds import macro_f1, worst_group
 
 
 @dataclass(frozen=True)

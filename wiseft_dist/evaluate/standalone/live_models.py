@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.model_sources import OpenedModels
+from wiseft_dist.evaluate.standalone.model_sources import OpenedModels
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.models.classifier import Classifier, Head

@@ -18,8 +18,8 @@ from scipy.stats import linregress
 
 from wiseft_dist import storage
 from wiseft_dist.errors import UserError
-from wiseft_dist.evaluate.intervals import LEVEL, NUM_RESAMPLES
-from wiseft_dist.evaluate.robustness import BandPoint, Fit, Piece
+from wiseft_dist.evaluate.statistics.intervals import LEVEL, NUM_RESAMPLES
+from wiseft_dist.evaluate.statistics.robustness import BandPoint, Fit, Piece
 
 MIN_MODELS = 5
 """A line through fewer says little of the next model."""

@@ -1,0 +1,1 @@
+"""What was scored: cells made of parts, committed under content keys, dealt to readers."""

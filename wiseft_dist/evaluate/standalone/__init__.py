@@ -1,0 +1,1 @@
+"""`wiseft evaluate` without a run: models and datasets that the command line names."""
