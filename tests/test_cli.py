@@ -116,7 +116,7 @@ def test_plan_says_what_would_run_and_writes_nothing(world, tmp_path):
     lines = done.stdout.splitlines()
     assert " ".join(lines[0].split()) == "finetune 1 x 2 processes, 0 GPUs a node"
     assert [line.split()[0] for line in lines[1:4]] == ["merge", "evaluate/1-of-1", "report"]
-    assert lines[2].endswith("0 GPUs a node: sketch 13, id_val 12, photo 11, clipart 7")
+    assert lines[2].endswith("0 GPUs a node; images: sketch 13, id_val 12, photo 11, clipart 7")
     assert "batch 8 = 2 ranks x 4 x 1 accumulation" in lines[4]
     assert lines[5] == "3 alphas on: photo 11, sketch 13, clipart 7"
     assert sorted(world.folder.rglob("*")) == before

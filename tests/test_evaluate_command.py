@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from conftest import FinishedRun
 from safetensors.torch import load_file, save_file
 from tiny_run import MODEL, World, picture, wiseft
 from typer.testing import CliRunner
@@ -27,13 +28,16 @@ from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.standalone.check import check_zero_shot
 from wiseft_dist.evaluate.standalone.evaluation import Evaluation
 from wiseft_dist.evaluate.standalone.files import evaluate_files
-from wiseft_dist.evaluate.standalone.given_datasets import given_datasets
+from wiseft_dist.evaluate.standalone.given_datasets import given_datasets, index_dataset
 from wiseft_dist.evaluate.standalone.live_models import load_models
 from wiseft_dist.evaluate.standalone.model_sources import ModelSources, opened
 from wiseft_dist.merge.files import merge_files
 from wiseft_dist.models.classifier import write_zero_shot
 from wiseft_dist.models.clip import create_clip
 from wiseft_dist.models.files import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from conftest import FinishedRun
 
 FIELDS = ("classes", "top5", "confidences", "margins", "log_probs", "briers")
 SETTINGS = EvaluateConfig(workers=0, batch_size=4)
@@ -164,6 +168,72 @@ def test_results_are_written_and_shown(models, world, tmp_path):
     assert [lines[0].split()[position] for position in (1, 3, 4)] == accuracies
 
 
+def test_what_an_earlier_call_wrote_is_gone_before_cells_are_computed(models, world, tmp_path, monkeypatch):
+    arguments = ["--model", models[0], "--workers", 0, "--output", tmp_path, "--dataset"]
+    assert call(*arguments, world.data / "photo").exit_code == 0
+    first = json.loads((tmp_path / "statistics.json").read_text())["cells"]
+    before = (tmp_path / "results.csv").stat().st_mtime_ns
+    monkeypatch.setattr("wiseft_dist.evaluate.standalone.files.score_part", _killed)
+    with pytest.raises(KeyboardInterrupt):
+        scored([ModelSources(str(models[0]))], world, tmp_path)
+    assert not list(tmp_path.glob("results.csv")) and not list(tmp_path.glob("statistics.json"))
+    assert call(*arguments, world.data / "photo").exit_code == 0  # nothing of these is missing
+    assert json.loads((tmp_path / "statistics.json").read_text())["cells"] == first
+    assert (tmp_path / "results.csv").stat().st_mtime_ns > before
+    monkeypatch.undo()
+    assert call(*arguments, world.data / "sketch").exit_code == 0
+    assert json.loads((tmp_path / "statistics.json").read_text())["cells"] != first
+
+
+def _killed(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_is_missing_is_told_as_json(models, world, tmp_path, monkeypatch):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("wiseft_dist.evaluate.standalone.evaluation.PATIENCE", 0.0)
+    arguments = ["--model", models[0], "--workers", 0, "--output", tmp_path, "--json"]
+    done = call(*arguments, *(each for text in datasets(world) for each in ("--dataset", text)))
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["results"]) == (0, [])
+    assert told["missing"] and all(line.endswith(f"1 of 1 cells of {models[0]}") for line in told["missing"])
+
+
+def test_cells_that_show_late_are_waited_for(models, world, tmp_path):
+    evaluation = scored([ModelSources(str(models[0]))], world, tmp_path)
+    (cell,) = tmp_path.glob("evaluate/cells/photo/*/*.parquet")
+    cell.rename(tmp_path / "late")
+    assert [line.split(":")[0] for line in evaluation.missing] == ["photo"]
+    threading.Timer(0.1, (tmp_path / "late").rename, [cell]).start()
+    assert evaluation.still_missing() == []
+
+
+def test_one_of_several_processes_warns_of_a_count(world, tmp_path, monkeypatch, capsys):
+    samples = [EncodedSample(picture(number, number % 3), "png", number % 3) for number in range(6)]
+    write_split(samples, tmp_path / "data", samples_per_shard=6)
+    (given,) = given_datasets([f"CIFAR-10={tmp_path / 'data'}"], None)
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        index_dataset(given, tmp_path / "shards")
+        said.append(capsys.readouterr().err)
+    assert "holds 6 samples, but CIFAR-10 has 10,000" in said[0] and said[1] == ""
+
+
+def test_names_with_brackets_are_shown_as_they_are(models, world, tmp_path):
+    for folder in ("a[b]", "a[/b]"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+        (tmp_path / "runs" / folder / "m").symlink_to(models[0])
+    odd = [tmp_path / "runs" / folder / "m" for folder in ("a[b]", "a[/b]")]
+    given = ["--dataset", f"photo={world.data / 'photo'}", "--output", tmp_path / "out", "--workers", 0]
+    done = call("--model", odd[0], "--model", odd[1], *given)
+    assert done.exit_code == 0, done.exception
+    assert "runs/a[b]/m" in done.stdout and "runs/a[/b]/m" in done.stdout
+
+
 def test_several_processes_share_the_datasets_and_the_last_one_finds_all_there(models, world, tmp_path, monkeypatch):
     sources = [ModelSources(str(models[0]))]
     alone = scored(sources, world, tmp_path / "alone")
@@ -202,7 +272,7 @@ def test_a_head_for_other_classes_is_refused_and_a_class_map_helps(finished: Fin
     file = tmp_path / "warmth.yaml"
     file.write_text(f"shards: {shards}\nclassnames: {tmp_path / 'classes.txt'}\n")
     arguments = ["--model", finished.run.zero_shot, "--dataset", file, "--output", tmp_path / "out", "--workers", 0]
-    with pytest.raises(UserError, match="warmth has 2 classes and the head 3"):
+    with pytest.raises(UserError, match=r"warmth has 2 classes and the head 3.*name with warmth\.class_map the map"):
         raise call(*arguments).exception
     file.write_text(file.read_text() + f"class_map: {tmp_path / 'map.json'}\n")
     done = call(*arguments, "--json")
@@ -241,7 +311,7 @@ def test_check_knows_datasets_and_models_by_their_published_names(models, tmp_pa
     (known,) = evaluation.scored
     known = replace(known, sources=replace(known.sources, architecture="ViT-B/32:openai"))
     (row,) = check_zero_shot(replace(evaluation, scored=(known,))).rows
-    assert (row.dataset, row.published, row.differs) == ("cifar10", 89.83, True)
+    assert (row.dataset, row.published, row.differs) == ("CIFAR-10", 89.83, True)
     assert row.measured == pytest.approx(
         100 * predictions_of(evaluation, 0, Member(0.0), "CIFAR-10").num_correct[0] / 6
     )
@@ -272,6 +342,9 @@ PHOTO = ["--dataset", "{data}/photo", "--output", "{out}"]
         ([*BOTH, *PHOTO, "--alphas", "0,2"], "alpha 2 is not between 0"),
         ([*BOTH, *PHOTO, "--method", "model_stock"], "model_stock needs two fine-tuned models"),
         ([*BOTH, *PHOTO, "--reference", "sketch"], "--reference sketch is none of the datasets: photo"),
+        ([*BOTH, "--dataset", "..={data}/photo", "--output", "{out}"], "'..' is no name for a dataset"),
+        ([*BOTH, "--dataset", "={data}/photo", "--output", "{out}"], "'' is no name for a dataset"),
+        ([*BOTH, "--dataset", "a\x07={data}/photo", "--output", "{out}"], r"'a.x07' is no name for a dataset"),
         ([*BOTH, *PHOTO, "--dataset", "photo={data}/sketch"], "two datasets are called photo"),
         ([*BOTH, "--dataset", "imagenet_sketc", "--output", "{out}"], r"near: imagenet_sketch"),
         ([*BOTH, "--dataset", "imagenet_r", "--output", "{out}"], "--shards with the folder that holds wds_imagenet-r"),

@@ -88,6 +88,26 @@ def test_a_report_of_other_cells_is_not_current(copied):
     assert names(remaining(copied.load_config(), copied)) == [["report"]]
 
 
+@pytest.mark.parametrize("name", ["index.html", "curve.png", "curve.svg", "results.csv", "statistics.json"])
+def test_a_report_that_lacks_a_file_is_written_again(copied, name):
+    (copied.report / name).unlink()
+    assert names(remaining(copied.load_config(), copied)) == [["report"]]
+
+
+def test_a_report_that_was_interrupted_is_written_again(copied, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wiseft_dist.report.stage.draw_curve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute("report", copied)
+    assert names(remaining(copied.load_config(), copied)) == [["report"]]
+
+
+def test_the_files_of_a_report_are_those_that_it_consists_of(finished):
+    assert sorted(finished.run.report_files) == sorted(finished.run.report.iterdir())
+
+
 def test_an_unknown_stage_is_refused(finished):
     with pytest.raises(UserError, match=r"fine-tune is not a stage\. Stages: finetune, merge, evaluate, report"):
         execute("fine-tune", finished.run)

@@ -7,10 +7,10 @@ import sys
 
 PROGRAM = """
 from wiseft_dist.progress import progress_bar
-with progress_bar("counting", total=3, unit="sheep") as bar:
+with progress_bar("counting a[/b]", total=3, unit="sheep") as bar:
     for _ in range(3):
         bar.advance()
-    bar.update(completed=3, note="asleep")
+    bar.update(completed=3, note="asleep [/b]")
 """
 
 
@@ -34,5 +34,5 @@ def test_a_person_at_a_terminal_sees_a_bar():
         assert p.stdout.read() == b""
     os.close(ours)
     assert p.returncode == 0
-    for word in (b"counting", b"3/3", b"sheep", b"asleep"):
+    for word in (b"counting a[/b]", b"3/3", b"sheep", b"asleep [/b]"):
         assert word in shown

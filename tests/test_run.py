@@ -10,6 +10,7 @@ from wiseft_dist.run import (
     alpha_name,
     commit_digest,
     committing,
+    find_run,
     is_committed,
     newest_checkpoint,
     open_run,
@@ -71,6 +72,17 @@ def test_interrupted_writing_leaves_nothing_behind_and_what_was_there_before(tmp
         interrupted(tmp_path / "old")
     assert commit_digest(tmp_path / "old") == before
     assert is_committed(tmp_path / "old")
+
+
+def test_a_directory_with_no_more_than_the_lock_of_a_launch_is_empty(tmp_path):
+    config = config_of(tmp_path)
+    run = Run(tmp_path / "run")
+    run.jobs.mkdir(parents=True)
+    run.lock_file.touch()
+    assert find_run(config) == run
+    (run.jobs / "mine").touch()
+    with pytest.raises(UserError, match="holds other files and no run"):
+        find_run(config)
 
 
 def test_committing_again_replaces_the_folder_as_a_whole(tmp_path):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -49,6 +51,29 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path):
     assert [event["event"] for event in read_events(run)] == ["started"]
 
 
+def test_an_event_that_was_torn_takes_no_other_with_it(tmp_path):
+    run = Run(tmp_path)
+    append_event(run.events_file, event="started")
+    with run.events_file.open("a") as handle:
+        handle.write('{"event": "met')
+    append_event(run.events_file, event="finished")
+    assert [event["event"] for event in read_events(run)] == ["started", "finished"]
+    assert run.events_file.read_text().count("\n") == 3
+
+
+def test_an_event_for_which_there_is_no_room_is_an_error(tmp_path):
+    run, (soft, hard) = Run(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_event(run.events_file, event="metrics", text="x" * 1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.events_file.stat().st_size == 1_000_000  # the system took what it could
+    append_event(run.events_file, event="finished")
+    assert [event["event"] for event in read_events(run)] == ["finished"]
+
+
 def test_events_metrics_and_summary_are_written_down_with_their_stage(tmp_path):
     config = config_of(tmp_path, "disabled")
     run = open_run(config)
@@ -71,6 +96,9 @@ def test_offline_mode_writes_a_real_run_into_the_run_directory(tmp_path, monkeyp
         tracker.summary({"accuracy": 0.75})
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
+    deadline = time.monotonic() + 30  # W&B's own process may write on after `finish` has returned
+    while b"finetune/loss" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert b"finetune/loss" in record.read_bytes()
 
 

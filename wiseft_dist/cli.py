@@ -133,7 +133,7 @@ def _job_text(job: dict[str, Any]) -> str:
     """A line: the job's name, its processes and, of the evaluation, how many images of each dataset it scores."""
     images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
     text = f"{job['name']:<24} {job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"
-    return f"{text}: {images}" if images else text
+    return f"{text}; images: {images}" if images else text
 
 
 @app.command()

@@ -225,17 +225,19 @@ def _evaluate_files(
     if reference is not None and reference not in [each.name for each in given]:
         raise UserError(f"--reference {reference} is none of the datasets: {', '.join(each.name for each in given)}.")
     evaluation = evaluate_files(sources, given, output, settings, reference=reference or given[0].name)
-    if evaluation.missing:
-        return _tell_missing(evaluation)
+    if missing := evaluation.still_missing():
+        return _tell_missing(evaluation, missing, as_json=as_json)
     found = write_results(evaluation)
     if check:
         return _check(evaluation, as_json=as_json)
     _tell_results(evaluation, found, as_json=as_json)
 
 
-def _tell_missing(evaluation: Evaluation) -> None:
+def _tell_missing(evaluation: Evaluation, missing: list[str], *, as_json: bool) -> None:
     """The processes that share the work do not wait for each other: whoever ends last finds everything there."""
-    for line in evaluation.missing:
+    if as_json:
+        _print_json(evaluation.output, missing, [])
+    for line in missing:
         print(f"still missing: {line}", file=sys.stderr)
     print("Other processes are at it, or were stopped: the same command again does what is left.", file=sys.stderr)
 

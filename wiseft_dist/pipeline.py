@@ -77,7 +77,7 @@ def is_finished(config: RunConfig, run: Run, job: Job) -> bool:
     if job.stage == "evaluate":
         assert job.part is not None
         return not store.left(parts_of_job(config, sizes, job.part), members_of(config))
-    if not all(file.is_file() for file in (run.results_file, run.statistics_file, run.selection_file)):
+    if not all(file.is_file() for file in run.report_files):
         return False
     current = report_digest(config, store, sizes)
     is_current = json.loads(run.selection_file.read_text()).get("cells") == current

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
@@ -29,12 +30,12 @@ class Bar:
     def update(self, *, completed: float | None = None, total: float | None = None, note: str = "") -> None:
         """Set the position, the length or the text at the end of the line."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=completed, total=total, note=note)
+            self._progress.update(self._task, completed=completed, total=total, note=escape(note))
 
 
 @contextmanager
 def progress_bar(description: str, *, total: float | None = None, unit: str = "") -> Iterator[Bar]:
-    """A bar for work that may take longer than two seconds."""
+    """A bar for work that may take longer than two seconds. Descriptions and notes are shown as they are."""
     if not sys.stderr.isatty():
         yield Bar(None, None)
         return
@@ -47,4 +48,4 @@ def progress_bar(description: str, *, total: float | None = None, unit: str = ""
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, note=""))
+        yield Bar(progress, progress.add_task(escape(description), total=total, note=""))

@@ -108,9 +108,20 @@ class Run:
         return self.report / "selection.json"
 
     @property
+    def report_files(self) -> tuple[Path, ...]:
+        """Every file of the report."""
+        others = ("index.html", "curve.png", "curve.svg")
+        return (*(self.report / name for name in others), self.results_file, self.statistics_file, self.selection_file)
+
+    @property
     def jobs(self) -> Path:
         """Submitit's folder."""
         return self.path / "jobs"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the `wiseft run` that is at work."""
+        return self.jobs / "lock"
 
     @property
     def soup_file(self) -> Path:
@@ -160,13 +171,23 @@ def open_run(config: RunConfig) -> Run:
     Raises:
         UserError: if the directory holds another run, naming the settings that differ, or other files.
     """
+    run = find_run(config)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.config_file, dump_config(config))
+    return run
+
+
+def find_run(config: RunConfig) -> Run:
+    """The run of a configuration, whether or not it exists. Writes nothing.
+
+    Raises:
+        UserError: as :func:`open_run`.
+    """
     run = Run(Path(config.output).absolute())
     if run.config_file.is_file():
         _refuse_another_run(run, config)
-    elif run.path.is_dir() and any(run.path.iterdir()):
+    elif run.path.is_dir() and any(path not in (run.jobs, run.lock_file) for path in run.path.rglob("*")):
         raise UserError(f"output: {run.path} holds other files and no run. Choose a new or an empty directory.")
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.config_file, dump_config(config))
     return run
 
 

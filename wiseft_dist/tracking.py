@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,22 @@ class Tracker:
 
 
 def append_event(file: Path, **values: Any) -> None:
-    """Append one JSON object; a line is one write to the system, however long, so that writers do not mix."""
-    line = json.dumps({"time": round(time.time(), 3)} | values, default=str) + "\n"
-    with file.open("ab", buffering=0) as handle:
-        handle.write(line.encode())
+    """Append one JSON object; a line is one write to the system, however long, so that writers do not mix.
+
+    Raises:
+        OSError: if not all of it could be written. What was torn then stays a line of its own.
+    """
+    line = (json.dumps({"time": round(time.time(), 3)} | values, default=str) + "\n").encode()
+    with file.open("a+b", buffering=0) as handle:
+        line = line if _ends_in_newline(handle) else b"\n" + line
+        while line:  # a disk that fills takes a part first and refuses the rest
+            line = line[handle.write(line) :]
+
+
+def _ends_in_newline(handle: FileIO) -> bool:
+    """Whether a line can begin here; another writer that is not done yet makes it no, and an empty line then."""
+    size = handle.seek(0, os.SEEK_END)
+    return size == 0 or os.pread(handle.fileno(), 1, size - 1) == b"\n"
 
 
 def read_events(run: Run) -> list[dict[str, Any]]:

@@ -29,6 +29,20 @@ def npy(values, dtype=np.int64) -> bytes:
     return stream.getvalue()
 
 
+def header(descr: str, shape: tuple[int, ...]) -> bytes:
+    """The first bytes of a ``.npy`` file, whatever follows them."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": descr, "fortran_order": False, "shape": shape})
+    return stream.getvalue()
+
+
+def zipped() -> bytes:
+    """A ``.npz`` file, which numpy reads under any name."""
+    stream = io.BytesIO()
+    np.savez(stream, np.zeros(2))
+    return stream.getvalue()
+
+
 @pytest.fixture
 def read(write_tar):
     """The batches of a shard whose samples have these fields beside a picture."""
@@ -104,6 +118,34 @@ def test_texts_are_told_apart_and_recognised(read):
         ({"cls": b"1", "npy": npy([5, 0.5], float)}, EvaluationTarget(3, metadata=WILDS), "has 0.5 at npy:1"),
         ({"cls": b"1", "npy": b"no array"}, EvaluationTarget(3, metadata=WILDS), "has a .npy that cannot be read"),
         ({"cls": b"1", "npy": b""}, EvaluationTarget(3, metadata=WILDS), "has a .npy that cannot be read"),
+        (
+            {"cls": b"1", "npy": npy([1, 2])[:-1]},
+            EvaluationTarget(3, metadata=WILDS),
+            "promises 16 bytes, and it has 15",
+        ),
+        (
+            {"cls": b"1", "npy": header("<i8", (10**12,))},
+            EvaluationTarget(3, metadata=WILDS),
+            "promises 8,000,000,000,000",
+        ),
+        ({"cls": b"1", "npy": header("<i8", (-1, -2))}, EvaluationTarget(3, metadata=WILDS), "and it has 0"),
+        ({"cls": b"1", "npy": header("|S0", (10**9,))}, EvaluationTarget(3, metadata=WILDS), "promises 0 bytes"),
+        ({"cls": b"1", "npy": header("|O", (2,))}, EvaluationTarget(3, metadata=WILDS), "it holds pickled objects"),
+        ({"cls": b"1", "npy": b"\x93NUMPY\x01\x00\x04\x00(((("}, EvaluationTarget(3, metadata=WILDS), "cannot be read"),
+        ({"cls": b"1", "npy": b"\x93NUMPY\x09\x00"}, EvaluationTarget(3, metadata=WILDS), "cannot be read"),
+        (
+            {"cls": b"1", "npy": header("<U1", (2,)) + b"\xff" * 8},
+            EvaluationTarget(3, metadata=WILDS),
+            "has no value in",
+        ),
+        ({"cls": b"1", "npy": zipped()}, EvaluationTarget(3, metadata=WILDS), "does not begin as a .npy file does"),
+        (
+            {"cls": b"1", "json": b"[" * 100_000},
+            EvaluationTarget(3, metadata={"a": "json:a"}),
+            "has a .json that cannot",
+        ),
+        ({"cls": b"1", "json": b"\xff{"}, EvaluationTarget(3, metadata={"a": "json:a"}), "has a .json that cannot"),
+        ({"cls": b"1", "json": b'{"a": 1e999}'}, EvaluationTarget(3, metadata={"a": "json:a"}), "has inf at json:a"),
         ({"cls": b"1", "json": b"[1"}, EvaluationTarget(3, metadata={"a": "json:a"}), "has a .json that cannot"),
         ({"cls": b"1", "json": b"[1]"}, EvaluationTarget(3, metadata={"a": "json:a"}), "has no 'a' in its .json"),
         ({"cls": b"1", "json": b'{"a": null}'}, EvaluationTarget(3, metadata={"a": "json:a"}), "has no 'a'"),
@@ -153,3 +195,16 @@ def test_plain_labels_are_one_a_sample():
     labels, metadata = split_targets(torch.tensor([4, 0]), [])
     assert labels.tolist() == [[4], [0]]
     assert metadata == {}
+
+
+def test_a_text_with_half_a_character_is_a_text(read):
+    samples = [{"cls": b"0", "json": text} for text in (b'{"a": "\\ud800"}', b'{"a": "\\ud801"}')]
+    found = table(read(samples, EvaluationTarget(1, metadata={"a": "json:a"})), ["a"])
+    assert found["s0000000"] != found["s0000001"]
+
+
+def test_what_an_error_repeats_of_a_sample_is_short(read):
+    samples = [{"json": json.dumps({"labels": ["\x1b" * 5000]}).encode()}]
+    (batch,) = read(samples, EvaluationTarget(1, labels="json:labels"), max_bad=1)
+    (bad,) = batch.bad
+    assert len(bad.reason) < 500 and bad.reason.isprintable()

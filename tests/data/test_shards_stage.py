@@ -97,6 +97,14 @@ def test_unchanged_manifests_are_not_written_again(settings):
     assert {file: file.stat().st_mtime_ns for file in run.manifests.iterdir()} == times
 
 
+def test_manifests_that_are_at_hand_are_written_without_a_look_at_the_shards(settings):
+    config = config_of(settings)
+    run = open_run(config)
+    manifests = index_all(config, run)
+    shutil.rmtree(settings["data"]["train"])
+    assert index(config, run, manifests) == manifests == {name: load_manifest(run, name) for name in manifests}
+
+
 @pytest.fixture
 def trained(settings):
     """A run with a committed checkpoint."""
@@ -164,6 +172,8 @@ def test_a_key_twice_in_a_test_set_is_refused_and_in_the_training_set_is_not(set
         {"data": {"shifts": {"sketch": "https://host/sketch?X-Amz-Signature=secret"}}},
         {"data": {"classnames": "https://user:secret@host/classnames.txt"}},
         {"model": {"architecture": "ViT-B-32", "pretrained": "https://host/model.bin?token=secret"}},
+        {"merge": {"method": "uniform_soup", "models": ["/a", "https://user:secret@host/model.pt"]}},
+        {"merge": {"method": "fisher", "fisher": ["s3://key:secret@bucket/zero_shot", "/b"]}},
     ],
 )
 def test_urls_with_credentials_are_refused_before_anything_is_written(settings, changes):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from wiseft_dist.data.contents import Kind, Problem, read_contents
+from wiseft_dist.data.manifest import index_shards
 from wiseft_dist.data.tar import CAPTION_FIELDS, LABEL_FIELDS
 from wiseft_dist.data.verify import Verification, _verify_shard, verify_shards
 from wiseft_dist.errors import RunError, UserError
@@ -161,3 +162,13 @@ def test_images_are_not_read_where_nobody_looks_at_them(write_tar):
     problems: list[Problem] = []
     contents = read_contents(stat(str(path)), target=LABEL_FIELDS, report=problems.append)
     assert (contents.keys, problems) == (("a",), [])
+
+
+def test_a_key_that_is_no_utf8_is_named_when_it_is_indexed_and_when_it_is_verified(write_tar):
+    files = [("k\udcff0.png", PICTURE), ("k\udcff0.cls", b"x\x1b"), ("k1.png", PICTURE), ("k1.cls", b"1")]
+    path = write_tar("0.tar", files)
+    with pytest.raises(UserError, match=r"0.tar: the key 'k.udcff0' is no UTF-8 text") as error:
+        index_shards(str(path), target=LABEL_FIELDS)
+    bad_key, bad_label = verified(path)
+    assert (bad_key.kind, bad_key.key, bad_label.kind) == (Kind.BAD_KEY, "k\udcff0", Kind.BAD_LABEL)
+    assert all(str(each).isprintable() for each in (error.value, bad_key, bad_label))

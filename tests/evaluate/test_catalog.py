@@ -52,7 +52,7 @@ CORRUPTIONS = [
         ("iwildcam_test", 42_791, 182, "macro_f1", 2),
         ("iwildcam_id_val", 7_314, 182, "macro_f1", 2),
         ("iwildcam_val", 14_961, 182, "macro_f1", 2),
-        ("fmow_id_test", 11_327, 62, "worst_group", 16),
+        ("fmow_id_test", 11_327, 62, "top1", 16),
         ("fmow_test", 22_108, 62, "worst_group", 16),
         ("imagenet_vid_robust", 22_179, 30, "pm0", 80),
         ("ytbb_robust", None, 24, "pm0", 80),
@@ -184,6 +184,10 @@ def test_columns_are_those_of_the_wilds_vectors_and_of_the_frames():
     assert (fmow.group, fmow.metadata["region"]) == ("region", "npy:0")
     assert fmow.group_names == ("Asia", "Europe", "Africa", "Americas", "Oceania", "Other")
     assert fmow.excluded_groups == ("Other",)
+    # The paper's tables: accuracy on the ID sets (beside which regions are shown), the worst region on the OOD sets.
+    metrics = {name: catalog()[name].metric for name in ("fmow_id_test", "fmow_id_val", "fmow_test", "fmow_val")}
+    assert list(metrics.values()) == ["top1", "top1", "worst_group", "worst_group"]
+    assert catalog()["fmow_id_test"].group == "region"
     assert (iwildcam.cluster, iwildcam.metadata["location"]) == ("location", "npy:0")
     frames = catalog()["ytbb_robust"]
     assert (frames.labels, frames.cluster, frames.anchor, frames.offset, frames.neighbours) == (
@@ -290,13 +294,33 @@ def test_a_dataset_in_a_few_lines_of_yaml(tmp_path):
         ("title: x\n", r"mine.yaml: shards is missing"),
         ("shards: a\nname: a/b\n", r"mine.yaml: name is 'a/b'"),
         ("shards: a\nmetrc: top1\n", r"mine.yaml: metrc is not a setting"),
+        ("shards: a\nname: ..\n", r"mine.yaml: name is '..'"),
+        ("shards: a\nname: ''\n", r"mine.yaml: name is ''"),
+        ('shards: a\nname: "a\\tb"\n', r"mine.yaml: name is 'a.tb'"),
+        (f"shards: a\nname: {'a' * 300}\n", r"mine.yaml: name is 'aaa"),
+        (
+            "shards: https://host/${oc.env:MY_SECRET}/0.tar\n",
+            r"mine.yaml: holds \$\{...\}, which a dataset file cannot",
+        ),
+        ("shards: a\nmetadata: {x: ['${oc.env:MY_SECRET}']}\n", r"mine.yaml: holds \$\{...\}"),
+        ("a: " + "[" * 5000, r"mine.yaml: not readable as YAML"),
         ("shards: a\nmetadata: {x: csv:1}\n", r"x stands at 'csv:1': write npy:INDEX or json:KEY"),
     ],
 )
-def test_a_dataset_file_that_cannot_be_used_is_refused(tmp_path, content, said):
+def test_a_dataset_file_that_cannot_be_used_is_refused(tmp_path, monkeypatch, content, said):
+    monkeypatch.setenv("MY_SECRET", "hunter2")
     (tmp_path / "mine.yaml").write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as error:
         read_dataset_file(tmp_path / "mine.yaml")
+    assert "hunter2" not in str(error.value)
+
+
+def test_the_map_of_the_reference_axis_is_beside_the_dataset_file(tmp_path):
+    (tmp_path / "map.json").write_text('{"num_source": 3, "groups": [[0], [2]]}')
+    (tmp_path / "mine.yaml").write_text("shards: a\nreference_classes: map.json\n")
+    name, _, spec = read_dataset_file(tmp_path / "mine.yaml")
+    assert spec.reference_classes == f"{tmp_path}/map.json"
+    assert describe_dataset(name, spec).spec.reference_classes == f"{tmp_path}/map.json"
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import shutil
+import tarfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from tiny_run import picture
 
 import wiseft_dist
 from wiseft_dist.config import DatasetSpec
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import index
 from wiseft_dist.errors import RunError
+from wiseft_dist.evaluate.catalog.lists import read_class_map, read_classnames
 from wiseft_dist.evaluate.cells.parts import Part
-from wiseft_dist.evaluate.cells.store import CellStore, Content, members_of
+from wiseft_dist.evaluate.cells.store import CellStore, Content, members_of, report_digest
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
 from wiseft_dist.run import committing
 
@@ -123,6 +131,47 @@ def test_a_dataset_of_which_a_part_has_no_usable_sample_is_read(store):
     write(store, 0, 3, bad=(0, 1, 2))
     write(store, 3, 10)
     same(store.read("photo", MEMBERS), predictions(0, 10, bad=(0, 1, 2)))
+
+
+def test_a_part_without_a_usable_sample_may_know_of_fewer_labels_than_the_others(store):
+    """It has seen none: the others have three each, and this one room for one."""
+    nothing = np.empty((0, 1), dtype=np.int64)
+    write(store, 0, 4)
+    write(store, 4, 6, bad=(4, 5), labels=nothing, features=None)
+    write(store, 6, 10)
+    same(store.read("photo", MEMBERS), predictions(0, 10, bad=(4, 5)))
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(store):
+    write(store, 0, 4)
+    folder = store.folder("photo", MEMBERS[0])
+    old, new = (folder / f".part-{name}.parquet.1234abcd" for name in ("00000000-00000004", "00000004-00000010"))
+    for path in (old, new):
+        path.write_bytes(b"half a file")
+    os.utime(old, (time.time() - 7200,) * 2)
+    write(store, 4, 10)
+    assert not old.exists()
+    assert new.exists()  # of a writer that may still be at work
+    same(store.read("photo", MEMBERS), predictions(0, 10))
+
+
+def test_sums_over_features_take_a_third_of_their_bytes_and_give_the_same_alignment(store):
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=64) * 3
+    sums = []
+    for start, stop in ((0, 4), (4, 10)):
+        x = rng.normal(size=(300, 64)) + common
+        y = x @ np.diag(np.linspace(0.1, 2, 64)) + rng.normal(size=(300, 64))
+        sums.append(FeatureMoments(300, x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y))
+        write(store, start, stop, features=sums[-1])
+    whole, found = sums[0] + sums[1], store.read("photo", MEMBERS).features
+    assert found.num_samples == 600
+    assert 0.1 < whole.linear_cka() < 0.95
+    assert found.linear_cka() == pytest.approx(whole.linear_cka(), abs=1e-7)
+    for name in ("x", "y", "xx", "yy", "xy"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-6, atol=1e-4)
+    sizes = [file.stat().st_size for member in MEMBERS[1:] for file in files(store, member)]
+    assert max(sizes[2:]) - max(sizes[:2]) < 0.36 * (3 * 64**2 + 2 * 64) * 8 + 2500  # names and footer
 
 
 def files(store, member=MEMBERS[1]):
@@ -249,6 +298,63 @@ def test_another_test_set_of_the_same_size_and_keys_is_another_cell(copied, worl
     index(config, copied)
     after = folders(config, copied)
     assert {name for name, member in before if before[name, member] != after[name, member]} == {"sketch"}
+
+
+def write_labelled(path, labels):
+    """A shard whose right classes stand in its .json, all of one length."""
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            content = {"png": picture(number, 0), "cls": b"0", "json": json.dumps({"labels": [label]}).encode()}
+            for suffix, data in content.items():
+                member = tarfile.TarInfo(f"s{number}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def test_other_labels_in_the_same_place_are_another_cell_and_the_same_file_is_the_same(copied, tmp_path):
+    config = copied.load_config()
+    shutil.copy(Path(config.data.reference["photo"]).parent / "classnames.txt", tmp_path)
+    (tmp_path / "sketch").mkdir()
+    shard = tmp_path / "sketch" / "0.tar"
+    write_labelled(shard, [0, 1, 2])
+    spec = DatasetSpec(labels="json:labels")
+    changes = {"shifts": {"sketch": str(shard.parent)}, "datasets": {"sketch": spec}}
+    config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+    cells, digests = [], []
+    for labels in (None, None, [2, 1, 0]):
+        if labels:
+            num_bytes = shard.stat().st_size
+            write_labelled(shard, labels)
+            assert shard.stat().st_size == num_bytes
+        manifest = index(config, copied)["sketch"]
+        assert [each.version for each in manifest.shards] == [str(shard.stat().st_mtime_ns)]
+        digests.append(manifest.content_digest)
+        cells.append(CellStore.of_run(config, copied).folder("sketch", Member(0.5)))
+    assert cells[0] == cells[1] != cells[2]
+    assert len(set(digests)) == 1  # which is of names, sizes and .cls labels, and does not tell
+
+
+def test_a_report_is_of_the_files_that_the_datasets_name(finished, tmp_path):
+    """Their names stay, and what is in them changes."""
+    models = tmp_path / "models.csv"
+    axis = tmp_path / "axis.json"
+    names = tmp_path / "names.txt"
+    spec = DatasetSpec(robustness_fit=f"file://{models}", reference_classes=str(axis), classnames=str(names))
+    data = finished.config.data.model_copy(update={"datasets": {"sketch": spec}})
+    config = finished.config.model_copy(update={"data": data})
+    first = {models: "a", axis: '{"num_source": 3, "groups": [[0], [1], [2]]}', names: "red\ngreen\nblue\n"}
+    second = {models: "b", axis: '{"num_source": 3, "groups": [[0], [2], [1]]}', names: "red\ngreen\ncyan\n"}
+
+    def current(contents):
+        for path, content in contents.items():
+            path.write_text(content)
+        read_classnames.cache_clear()  # as another process would read them
+        read_class_map.cache_clear()
+        return report_digest(config, CellStore(tmp_path, {}, lambda name: Content(3, {})), ["photo", "sketch"])
+
+    found = [current(first), *(current(first | {path: second[path]}) for path in second), current(first)]
+    assert found[0] == found[-1]
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize("spec", [{"crop_border": 2}, {"metadata": {"video": "json:video"}}, {"labels": "json:labels"}])

@@ -1,10 +1,14 @@
 """Comparing zero-shot accuracies with the published table."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from predictions_from_logits import predictions_from_logits
 
-from wiseft_dist.evaluate.standalone.check import Check, compare, model_and_tag
+from wiseft_dist.config import DatasetSpec
+from wiseft_dist.evaluate.standalone.check import Check, check_zero_shot, compare, model_and_tag
 
 B32 = {"architecture": "ViT-B-32", "pretrained": "openai"}
 
@@ -61,3 +65,32 @@ def test_the_json_has_every_number():
 )
 def test_the_published_model_is_known_by_its_name(source, architecture, found):
     assert model_and_tag(source, architecture) == found
+
+
+def test_two_datasets_of_one_entry_are_both_compared():
+    rows = compare("m", {"mine": 0.6332, "copy": 0.5}, **B32, entries={"mine": "imagenet", "copy": "imagenet"})
+    assert [(row.dataset, row.published, row.differs) for row in rows] == [
+        ("mine", 63.32, False),
+        ("copy", 63.32, True),
+    ]
+
+
+def test_every_dataset_of_an_evaluation_is_looked_up_by_its_entry():
+    """Two copies of one test set, of which the second is read as if its labels were off by one."""
+    labels = np.arange(4)
+    right = predictions_from_logits(np.eye(4)[None], labels)
+    wrong = predictions_from_logits(np.eye(4)[None], (labels + 1) % 4)
+    cells = {"mine": right, "copy": wrong}
+    datasets = [
+        SimpleNamespace(name=name, dataset=SimpleNamespace(spec=DatasetSpec(catalog="imagenet"))) for name in cells
+    ]
+    scored = SimpleNamespace(
+        sources=SimpleNamespace(zero_shot="ViT-B-32:openai", architecture=None),
+        datasets=datasets,
+        store=SimpleNamespace(read=lambda name, members, columns: cells[name]),
+    )
+    check = check_zero_shot(SimpleNamespace(scored=[scored]))
+    assert [(row.dataset, row.measured, row.published) for row in check.rows] == [
+        ("mine", 100.0, 63.32),
+        ("copy", 0.0, 63.32),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from wiseft_dist.config import DatasetSpec
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import Dataset, describe_dataset
 from wiseft_dist.evaluate.catalog.lists import read_classnames
-from wiseft_dist.evaluate.class_map import ClassMap, load_class_map, map_for
+from wiseft_dist.evaluate.class_map import ClassMap, load_class_map, map_for, same_classes
 
 LOGITS = torch.tensor([[1.0, -2.0, 3.0, 0.5, 4.0], [9.0, 8.0, 7.0, 6.0, 5.0]])
 INFINITY = float("inf")
@@ -122,6 +123,13 @@ def test_a_map_without_a_class_list_takes_every_head_of_its_length(files):
         ('{"num_source": 3, "groups": [[0], [3]]}', "class 1 maps from 3, but the head has the classes 0 to 2"),
         ('{"num_source": 3, "groups": [[0, 0]]}', "class 0 maps from .0, 0.: give a list of different classes"),
         ('{"num_source": 3, "groups": [1]}', "class 0 maps from 1: give a list of different classes"),
+        ('{"num_source": true, "groups": [[0]]}', "num_source is True: give the number of the head's classes"),
+        ('{"num_source": 3, "groups": [[true]]}', "class 0 maps from .True.: give a list of different classes"),
+        ('{"num_source": 3, "groups": [[], []]}', "holds no class map"),
+        ('{"source": 7, "num_source": 3, "groups": [[0]]}', "source is 7: name the head's class list, or leave it"),
+        ('{"source": ["imagenet"], "groups": [[0]]}', "source is .'imagenet'.: name the head's class list"),
+        ("[" * 100_000, "is not readable as JSON"),
+        ('{"num_source": ' + "9" * 5000 + "}", "is not readable as JSON"),
     ],
 )
 def test_a_map_that_cannot_be_used_is_refused(tmp_path, content, said):
@@ -146,3 +154,45 @@ def test_repeated_names_do_not_confuse_the_comparison():
     shuffled = imagenet[500:] + imagenet[:500]
     with pytest.raises(UserError, match="imagenet has 1000 classes and the head 1000"):
         map_for(describe_dataset("imagenet", None), shuffled)
+
+
+def test_two_names_that_changed_places_are_another_list():
+    pacs = list(read_classnames("pacs", "test"))
+    swapped = [pacs[0], pacs[4], *pacs[2:4], pacs[1], *pacs[5:]]
+    said = f"pacs_photo has 7 classes and the head 7: class 1 is '{pacs[1]}' there and '{pacs[4]}' here"
+    with pytest.raises(UserError, match=said):
+        map_for(describe_dataset("pacs_photo", None), swapped)
+
+
+def test_a_list_of_which_a_few_names_stand_elsewhere_is_refused_with_the_first_of_those():
+    imagenet = list(read_classnames("imagenet", "test"))
+    rotated = imagenet[1:50] + imagenet[:1] + imagenet[50:]
+    with pytest.raises(UserError, match="class 0 is 'tench' there and 'goldfish' here"):
+        map_for(describe_dataset("imagenet", None), rotated)
+    respelled = ["tinca tinca", *imagenet[1:]]
+    respelled[7], respelled[8] = respelled[8], respelled[7]
+    with pytest.raises(UserError, match="class 7 is 'rooster' there and 'hen' here"):
+        map_for(describe_dataset("imagenet", None), respelled)
+
+
+def test_versions_of_imagenets_names_are_one_list():
+    imagenet = read_classnames("imagenet", "test")
+    open_clip = pytest.importorskip("open_clip").IMAGENET_CLASSNAMES
+    older = list(imagenet)
+    for at, name in {
+        21: "kite",
+        134: "crane",
+        264: "Cardigan",
+        517: "crane",
+        744: "projectile",
+        836: "sunglass",
+    }.items():
+        older[at] = name
+    assert sum(map(str.__ne__, older, imagenet)) >= 5
+    assert same_classes(open_clip, imagenet) and same_classes(older, imagenet) and same_classes(imagenet, older)
+
+
+def test_clip_benchmarks_names_of_imagenet_are_open_clips():
+    peer = pytest.importorskip("clip_benchmark")
+    names = json.loads((Path(peer.__file__).parent / "datasets" / "en_classnames.json").read_text())["imagenet1k"]
+    assert same_classes(pytest.importorskip("open_clip").IMAGENET_CLASSNAMES, names)

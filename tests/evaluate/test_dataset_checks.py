@@ -129,3 +129,27 @@ def test_files_of_a_dataset_become_absolute_and_names_of_lists_stay(world, monke
         "cifar10", f"{world}/prompts.txt", f"{world}/map.json",
     )  # fmt: skip
     assert resolved.model_fields_set == spec.model_fields_set
+
+
+def test_a_class_list_beside_the_shards_with_two_names_swapped_is_refused(world):
+    pacs = list(read_classnames("pacs", "test"))
+    pacs[2], pacs[5] = pacs[5], pacs[2]
+    write_set(world / "pets", [0, 1], tuple(pacs))
+    with pytest.raises(UserError, match=f"pacs_photo: its class list .* class 2 is '{pacs[2]}' there and '{pacs[5]}'"):
+        warnings_of(config_of(world, shift="pacs_photo"))
+
+
+def test_the_map_of_the_reference_axis_is_looked_for_before_anything_runs(world, monkeypatch):
+    monkeypatch.chdir(world)
+    spec = DatasetSpec(class_map="map.json", reference_classes="map.json")
+    resolved = resolve_paths(config_of(world, pets=spec)).data.datasets["pets"]
+    assert resolved.reference_classes == f"{world}/map.json"
+    assert warnings_of(config_of(world, pets=spec)) == []
+    with pytest.raises(UserError, match=r"data.datasets.pets.reference_classes: none.json is neither a file"):
+        warnings_of(config_of(world, pets=spec.model_copy(update={"reference_classes": "none.json"})))
+
+
+def test_a_title_cannot_control_the_terminal(world):
+    spec = DatasetSpec(catalog="cifar10", title="\x1b[2Jmine", classnames=None, class_map=f"{world}/map.json")
+    (said,) = warnings_of(config_of(world, pets=spec))
+    assert "but \\x1b[2Jmine has 10,000" in said

@@ -74,6 +74,24 @@ def test_cka_is_that_of_the_centred_features():
     assert found.cka_complement == pytest.approx(1 - expected)
 
 
+def moments_of(x, y):
+    return FeatureMoments(len(x), x.sum(0), y.sum(0), x.T @ x, y.T @ y, x.T @ y)
+
+
+def test_features_that_are_one_point_but_for_rounding_have_no_cka():
+    rng = np.random.default_rng(0)
+    point = np.full((50, 3), 0.7) + 1e-15 * rng.normal(size=(50, 3))
+    assert np.isnan(moments_of(point, rng.normal(size=(50, 3))).linear_cka())
+    assert np.isnan(moments_of(rng.normal(size=(50, 3)), point).linear_cka())
+
+
+def test_cka_is_never_above_1():
+    """Without the limit one of these is 1 + 2e-16: 1 - CKA would be below 0."""
+    for seed in range(50):
+        x = np.random.default_rng(seed).normal(size=(20, 4))
+        assert 1 - 1e-12 < moments_of(x, x).linear_cka() <= 1.0
+
+
 def test_whom_the_ensemble_follows_where_the_two_disagree(found):
     """They disagree on samples 1 to 5, where the ensemble says 1, 0, 3, 2, 0."""
     override = found.overrides[1]

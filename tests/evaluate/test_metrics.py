@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from predictions_from_logits import predictions_from_logits
 from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from wiseft_dist.config.dataset import DatasetSpec
+from wiseft_dist.data.labels import EvaluationTarget
+from wiseft_dist.data.shards import Sample
+from wiseft_dist.data.text_identity import text_identity
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.statistics.metrics.accuracy import class_counts, mean_per_class, single_labels, top5
 from wiseft_dist.evaluate.statistics.metrics.corruption import alexnet_errors, corruption_of, mean_corruption_error
-from wiseft_dist.evaluate.statistics.metrics.primary import primary_metric
+from wiseft_dist.evaluate.statistics.metrics.primary import named_groups, primary_metric, refuse_unknown
 from wiseft_dist.evaluate.statistics.metrics.tally import distinct, proportion
 from wiseft_dist.evaluate.statistics.metrics.video import score_anchors
 from wiseft_dist.evaluate.statistics.metrics.wilds import group_accuracies, macro_f1, worst_group
@@ -212,3 +218,80 @@ def test_a_dataset_whose_groups_are_all_excluded_is_an_error():
     spec = DatasetSpec(metric="worst_group", group="region", excluded_groups=(5,), metadata={"region": "npy:0"})
     with pytest.raises(RunError, match="groups that do not count"):
         primary_metric("fmow", spec, predictions, predictions.correct)
+
+
+def test_groups_of_a_column_of_texts_are_named_and_excluded_by_their_texts():
+    """Four of five right in the north, one of two in the south, none of one elsewhere."""
+    texts = ["north"] * 5 + ["south"] * 2 + ["other"]
+    labels = np.array([0, 0, 0, 0, 1, 0, 1, 1])
+    regions = np.array([text_identity(text) for text in texts])
+    predictions = predictions_from_logits(np.eye(2)[[0] * 8][None], labels, metadata={"region": regions})
+    columns = {"metric": "worst_group", "group": "region", "metadata": {"region": "json:region"}}
+    names = ("north", "south", "other")
+    for excluded in (("other",), (2,)):
+        spec = DatasetSpec(**columns, group_names=names, excluded_groups=excluded)
+        assert primary_metric("mine", spec, predictions, predictions.correct).tally.values.tolist() == [0.5]
+        assert [named_groups(spec)[region] for region in regions] == texts
+    spec = DatasetSpec(**columns, group_names=names)
+    assert primary_metric("mine", spec, predictions, predictions.correct).tally.values.tolist() == [0.0]
+
+
+def test_a_text_is_the_same_number_where_samples_are_read():
+    sample = Sample("s0", 0, {"cls": b"0", "json": b'{"region": "north"}'}, "0.tar")
+    target = EvaluationTarget(2, metadata={"region": "json:region"})
+    assert target(sample, np.random.default_rng(0)).tolist() == [0, text_identity("north")]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"), [(("a", "b", "a"), "'a' twice"), (("a", "2"), "'2', which could be taken")]
+)
+def test_group_names_that_do_not_tell_groups_apart_are_refused(names, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        DatasetSpec(group_names=names)
+
+
+def test_many_groups_need_little_memory():
+    """300 groups times 21 alphas times 20,000 samples: a dense table of doubles would be 1 GB."""
+    rng = np.random.default_rng(0)
+    groups, correct = rng.integers(300, size=20_000), rng.random((21, 20_000)) < 0.7
+    tracemalloc.start()
+    tally = worst_group(groups, correct)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+    expected = [min(row[groups == group].mean() for group in range(300)) for row in correct[:2]]
+    assert tally.values[:2] == pytest.approx(expected)
+
+
+VIDEO = DatasetSpec(metric="pm0", anchor="anchor", offset="offset", cluster="video")
+
+
+def frames(*, videos, anchors, offsets):
+    """Frames of which the first alone is right."""
+    columns = {"video": np.array(videos), "anchor": np.array(anchors), "offset": np.array(offsets)}
+    labels = [0] + [1] * (len(videos) - 1)
+    return predictions_from_logits(np.eye(2)[[0] * len(videos)][None], labels, metadata=columns)
+
+
+def test_anchors_of_one_number_in_two_videos_are_two_anchors():
+    predictions = frames(videos=[7, 8, 8], anchors=[1, 1, 1], offsets=[0, 0, 3])
+    primary = primary_metric("vid", VIDEO, predictions, predictions.correct)
+    assert primary.tally.num_units == 2
+    assert primary.anchors.pm0.tolist() == primary.anchors.pm_k.tolist() == [[True, False]]
+    assert primary.clusters.ids.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("spec", [VIDEO, VIDEO.model_copy(update={"cluster": None})])
+def test_two_frames_of_offset_0_around_one_anchor_are_an_error(spec):
+    predictions = frames(videos=[7, 7, 7], anchors=[1, 1, 2], offsets=[0, 0, 0])
+    with pytest.raises(RunError, match=r"vid: 1 anchors have several frames whose offset is 0, such as .*'s0000000'"):
+        primary_metric("vid", spec, predictions, predictions.correct)
+
+
+def test_cells_of_a_model_that_said_nothing_are_refused_with_its_alpha():
+    predictions = predictions_from_logits(np.zeros((2, 3, 4)), [0, 1, 2])
+    members = [Member(0.0), Member(0.5)]
+    refuse_unknown("photo", members, predictions)
+    predictions.confidences[1, 1:] = np.nan
+    with pytest.raises(RunError, match=r"photo: at alpha 0.5 2 of 3 samples have class probabilities"):
+        refuse_unknown("photo", members, predictions)

@@ -61,6 +61,26 @@ def test_parts_get_smaller_where_there_are_too_few_to_keep_every_reader_busy(num
     assert [part.start for part in parts] == list(range(0, 50_000, length))
 
 
+@pytest.mark.parametrize(
+    ("part_samples", "lengths"),
+    [
+        (1000, {1000, 500}),  # 250 would be less than 256
+        (3000, {3000, 1500, 750, 375}),
+        (5000, {5000, 2500, 1250, 625}),  # 625 is odd, and 125 would be too small
+        (1536, {1536, 768, 384}),
+        (2187, {2187, 729}),  # 3^7
+        (1009, {1009}),  # prime
+        (1, {1}),
+    ],
+)
+def test_the_parts_of_every_cut_nest_in_those_of_the_coarser_ones(part_samples, lengths):
+    cuts = [cut({"a": 20_000}, part_samples, num_readers=count) for count in (1, 2, 3, 5, 8, 16, 1000)]
+    assert {parts[0].num_samples for parts in cuts} == lengths
+    for coarse in cuts:
+        starts = {part.start for part in coarse}
+        assert all(starts <= {part.start for part in fine} for fine in cuts if len(fine) >= len(coarse))
+
+
 def test_the_longest_parts_are_dealt_first_and_ties_go_to_the_first_reader():
     a, b, c, d = Part("a", 0, 3), Part("b", 0, 5), Part("c", 0, 2), Part("d", 0, 2)
     assert assign([a, b, c, d], 2) == [[b, d], [a, c]]  # 5 | 3; c to the lighter: 5 | 5; d to the first of equal ones

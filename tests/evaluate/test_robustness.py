@@ -145,7 +145,14 @@ def test_a_reference_without_samples_of_the_classes_gives_none():
 def test_points_outside_the_fitted_range_are_flagged_as_far_as_it_is_known():
     fit = Fit("x", (Piece(1.0, 0.0),), fitted_low=0.55, fitted_high=0.8)
     assert [fit.extrapolates(at) for at in (0.5, 0.55, 0.7, 0.8, 0.81)] == [True, False, False, False, True]
-    assert not Fit("x", (Piece(1.0, 0.0),)).extrapolates(0.01)
+    assert Fit("x", (Piece(1.0, 0.0),)).extrapolates(0.01) is None
+
+
+def test_above_the_models_that_are_known_it_is_not_known_whether_a_point_is_extrapolated():
+    v2, a = published_fits()["imagenet_v2"], published_fits()["imagenet_a"]
+    assert [v2.extrapolates(at) for at in (0.54, 0.56, 0.99)] == [True, None, None]
+    # ResNet-50, where the line breaks, was fitted; so were models above it, but which was the best is not on record.
+    assert [a.extrapolates(at) for at in (0.7, 0.9, 0.9186, 0.93)] == [True, False, False, None]
 
 
 def models_on_a_line(count, *, noise=0.0, slope=0.8, intercept=-0.5):
@@ -226,3 +233,9 @@ def test_a_file_without_models_of_the_dataset_is_a_sentence(tmp_path):
     (tmp_path / "models.csv").write_text("dataset,reference,shift\nsketch,0.5,0.4\n")
     with pytest.raises(UserError, match=r"has no models of cartoon, only of sketch: add rows"):
         own_fit("cartoon", str(tmp_path / "models.csv"))
+
+
+def test_models_of_nearly_one_reference_accuracy_have_no_line():
+    models = [StandardModel(0.7 + 1e-9 * index, 0.4 + 0.01 * index) for index in range(6)]
+    with pytest.raises(UserError, match="all 6 models have nearly the same reference accuracy"):
+        fit_models("pacs", models)

@@ -139,12 +139,23 @@ def test_a_cpu_takes_a_few_images_at_a_time(monkeypatch):
     module.visual.conv1.register_forward_hook(lambda *args: sizes.append(len(args[2])))
     module.head.register_forward_hook(lambda *args: sizes.append(len(args[2])))
     found = sweep(ensemble, batches(5), [Member(0.3)], prepare=prepare)
-    assert sizes == [2, 2, 1] * 2 + [1] + [2, 2, 1] * 2 + [1]
+    assert sizes == [2, 3] * 2 + [1] + [2, 3] * 2 + [1]  # one image is left alone only where there is no other
     ensemble.set_alpha(0.3)
     with torch.inference_mode():
         wanted = module(prepare(images()))
     assert found.classes[0].tolist() == wanted.argmax(-1).tolist()
     assert found.confidences[0] == pytest.approx(wanted.softmax(-1).max(-1).values.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [17, 33, 40])
+def test_taking_a_few_images_at_a_time_changes_no_bit(monkeypatch, num_images):
+    """A matrix product of one row adds up in another order than one of many."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # pieces of 16
+    module = classifier(width=64, output_dim=6)
+    layers, pixels = Layers(PlainModel(module, varying=("visual.",))), prepare(images(num_images))
+    with torch.inference_mode():
+        found, _ = layers.rest(layers.shared(pixels), num_images)
+        assert torch.equal(found, module(pixels))
 
 
 def test_a_hook_on_the_whole_model_is_not_passed_over():

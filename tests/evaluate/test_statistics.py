@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from predictions_from_logits import predictions_from_logits
 
 from wiseft_dist.config.dataset import DatasetSpec
 from wiseft_dist.data.receipt import BadSample
+from wiseft_dist.errors import RunError
 from wiseft_dist.evaluate.class_map import load_class_map
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.statistics.metrics.corruption import alexnet_errors
@@ -30,6 +31,7 @@ class Made:
     role: str
     predictions: Predictions
     spec: DatasetSpec = field(default_factory=DatasetSpec)
+    class_map: str | None = None
 
     def load(self):
         return self.predictions
@@ -140,6 +142,15 @@ def test_another_seed_changes_bootstrap_intervals_alone():
     assert (first.value, first.top1_interval) == (second.value, second.top1_interval)
 
 
+def test_the_class_map_tells_two_protocols_of_one_set_apart():
+    sources = [made("objectnet"), replace(made("objectnet"), name="mapped", class_map="imagenet_to_objectnet")]
+    datasets = statistics(sources, MEMBERS, num_resamples=10).as_dict()["datasets"]
+    assert {name: each["class_map"] for name, each in datasets.items()} == {
+        "objectnet": None,
+        "mapped": "imagenet_to_objectnet",
+    }
+
+
 def test_only_one_dataset_is_in_memory_at_a_time():
     loaded = []
 
@@ -148,6 +159,7 @@ def test_only_one_dataset_is_in_memory_at_a_time():
         name: str
         role: str = "shift"
         spec: DatasetSpec = field(default_factory=DatasetSpec)
+        class_map: str | None = None
 
         def load(self):
             gc.collect()
@@ -168,12 +180,12 @@ def test_what_is_written_is_plain_json(found):
     assert content["datasets"]["sketch"]["alphas"][0]["interval"]["method"] == "clopper_pearson"
 
 
-def test_infinite_numbers_are_null_in_json():
+def test_infinite_numbers_stay_what_they_are_in_json():
     source = made("photo", "reference")
     source.predictions.log_probs[0, 0] = -np.inf
     found = statistics([source], MEMBERS, num_resamples=10)
     assert found.datasets["photo"].alphas[0].nll == np.inf
-    assert found.as_dict()["datasets"]["photo"]["alphas"][0]["nll"] is None
+    assert found.as_dict()["datasets"]["photo"]["alphas"][0]["nll"] == "inf"
 
 
 def test_output_space_ensembles_stand_beside_and_take_no_part():
@@ -319,3 +331,73 @@ def test_statistics_never_import_torch():
     code = f"import sys, {package}.statistics, {package}.own_fit; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def as_entry(entry, **more):
+    """A description as the catalog gives it, of pictures as they are made up here."""
+    return DatasetSpec(catalog=entry, **more)
+
+
+def test_corruptions_of_imagenet_c_are_not_in_the_shift_average_unless_they_are_alone():
+    fog = [made(f"fog{n}", seed=n, spec=as_entry(f"imagenet_c.fog.{n}")) for n in (1, 2)]
+    found = statistics([made("photo", "reference"), made("sketch", seed=3), *fog], MEMBERS, num_resamples=20)
+    assert found.shifts == ("sketch", "fog1", "fog2")
+    assert found.averaged_shifts == ("sketch",)
+    assert [entry.value for entry in found.shift_average] == list(found.datasets["sketch"].values.values())
+    alone = statistics([made("photo", "reference"), *fog], MEMBERS, num_resamples=20)
+    assert alone.averaged_shifts == ("fog1", "fog2")
+    assert alone.shift_average[0].value == pytest.approx(
+        (alone.datasets["fog1"].values[0.0] + alone.datasets["fog2"].values[0.0]) / 2
+    )
+
+
+def test_one_cluster_gives_no_interval_and_shows_nothing():
+    one = made(
+        "one",
+        "reference",
+        metadata={"place": np.zeros(300, dtype=np.int64)},
+        spec=DatasetSpec(cluster="place", metadata={"place": "npy:0"}),
+    )
+    found = statistics([one], MEMBERS, num_resamples=20)
+    entry = found.datasets["one"].at(0.5)
+    assert np.isnan([entry.interval.low, entry.interval.high]).all()
+    assert entry.interval.num_clusters == 1
+    assert not any(comparison.significant for comparison in found.datasets["one"].comparisons)
+    assert [observation.within_noise for observation in found.observations] == [True, True]
+    assert all("too little was sampled for an interval: within" in each.sentence for each in found.observations)
+
+
+def with_robustness(*, metric="top1", reference="imagenet", role="reference", name="inet"):
+    shift = DatasetSpec(catalog="imagenet_v2", robustness_fit="imagenet_v2", reference=reference, metric=metric)
+    sources = [made(name, role, spec=DatasetSpec(catalog="imagenet")), made("v2", spec=shift)]
+    return statistics(sources, MEMBERS, num_resamples=10).robustness
+
+
+def test_a_published_line_is_of_the_metric_it_was_fitted_on():
+    assert list(with_robustness()) == ["v2"]
+    assert with_robustness(metric="mean_per_class") == {}
+
+
+@pytest.mark.parametrize("reference", ["inet", "ImageNet", "image-net"])
+def test_the_reference_axis_is_found_by_any_name_of_its_entry(reference):
+    assert with_robustness(reference=reference)["v2"].reference == "inet"
+
+
+def test_the_held_out_piece_is_no_reference_axis():
+    assert with_robustness(role="id_val") == {}
+
+
+def test_cells_without_probabilities_make_no_report():
+    photo = made("photo", "reference")
+    photo.predictions.confidences[2, 0] = np.nan
+    with pytest.raises(RunError, match=r"photo: at alpha 0\.5 1 of 300 samples"):
+        statistics([photo], MEMBERS, num_resamples=10)
+
+
+def test_a_set_of_videos_knows_how_many_anchors_were_published():
+    metadata = {"anchor": np.arange(300) // 5, "offset": np.arange(300) % 5 - 2, "video": np.arange(300) // 10}
+    columns = {name: f"json:{name}" for name in metadata}
+    spec = DatasetSpec(catalog="ytbb_robust", metric="pm0", anchor="anchor", offset="offset", metadata=columns)
+    videos = statistics([made("mine", metadata=metadata, spec=spec)], MEMBERS, num_resamples=10).datasets["mine"]
+    assert (videos.num_units, videos.num_published_units) == (60, 2030)
+    assert statistics([made("photo")], MEMBERS, num_resamples=10).datasets["photo"].num_published_units is None

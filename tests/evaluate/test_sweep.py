@@ -18,6 +18,7 @@ from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import load_manifest
 from wiseft_dist.data.transforms import EvaluationTransform, evaluation_transform, normalize
+from wiseft_dist.errors import RunError
 from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.stage import _load_ensemble
@@ -309,6 +310,44 @@ def test_damaged_samples_are_handed_on_and_a_batch_may_hold_nothing_else():
     assert (len(empty), empty.bad, empty.labels.shape) == (0, (bad,), (0, 1))
     assert [getattr(empty, name).shape for name in SCORES] == [(1, 0), (1, 0, 5), *[(1, 0)] * 5]
     assert empty.metadata["a"].shape == (0,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("space", ["weight", "output"])
+def test_logits_that_are_not_finite_are_no_predictions(value, space):
+    """Of three models only theta_1 has a bad weight; in its group, and so first, comes a picture that shows it."""
+    module = classifier()
+    zero_shot, finetuned = two_models(module, ("",))
+    finetuned["head.bias"][2] = value
+    members = [Member(0.0), Member(0.5, space), Member(1.0)]
+    message = (
+        rf"^sketch: alpha 0\.5 in {space} space gives sample 'k00' logits that are not finite \(8 of 8 samples\): "
+        r"in fp16 set evaluate\.precision to bf16 or fp32; .* `wiseft merge --inspect`: .* merge\.allow_nonfinite\.$"
+    )
+    with pytest.raises(RunError, match=message):
+        ensemble = Ensemble(module, zero_shot, [finetuned])
+        sweep(ensemble, batches(4), members, prepare=prepare_noise, cache_images=8, dataset="sketch")
+    alone = sweep(Ensemble(module, zero_shot, [finetuned]), batches(4), members[:1], prepare=prepare_noise)
+    assert np.isfinite(alone.confidences).all()
+
+
+def test_pixels_that_overflow_are_named_and_classes_that_are_ruled_out_are_not():
+    module = classifier()
+    bad = images()
+    bad[6] = 255
+
+    def overflowing(pixels):
+        floats = prepare_noise(pixels)
+        return torch.where((pixels == 255).all(dim=(1, 2, 3))[:, None, None, None], torch.nan, floats)
+
+    with pytest.raises(RunError, match=r"^alpha 1 in weight space gives sample 'k06' logits .* \(1 of 4 samples\)"):
+        sweep(PlainModel(module), batches(4, bad), [Member(1.0)], prepare=overflowing, cache_images=4)
+
+    def nothing_is_left(logits):
+        return torch.full_like(logits, -math.inf)
+
+    with pytest.raises(RunError, match="that are not finite"):
+        sweep(PlainModel(module), batches(4), [Member(1.0)], prepare=prepare_noise, class_map=nothing_is_left)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -146,6 +146,7 @@ def statistics(**more: Any) -> Statistics:
         "corruption": (),
         "own_fits": {},
     }
+    given["averaged_shifts"] = more.get("shifts", given["shifts"])
     return Statistics(alphas=ALPHAS, **given | more)
 
 

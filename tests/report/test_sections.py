@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from made_up import (
     alpha_statistics,
+    comparison,
     dataset,
     interval,
+    robustness,
     statistics,
     with_dataset,
     without_held_out,
@@ -20,6 +22,7 @@ from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.accuracies import accuracy_sections
 from wiseft_dist.report.cautions import cautions
 from wiseft_dist.report.comparisons import comparison_sections
+from wiseft_dist.report.rows import rows_of
 from wiseft_dist.report.section import Section
 from wiseft_dist.report.table import summary_table
 
@@ -121,6 +124,15 @@ def test_without_any_line_it_says_so_and_shows_no_table() -> None:
 def test_diversity_says_with_whom_the_chosen_alpha_agrees() -> None:
     section = sections(statistics())["How zero-shot and fine-tuned differ"]
     assert rows(section)["photo"] == ["21.00", "11.00", "10.00", "24.00", "0.2711", "0.1234", "–", "60.00", "30.00"]
+
+
+def test_a_dash_for_cka_is_explained_and_no_other() -> None:
+    given, title = statistics(), "How zero-shot and fine-tuned differ"
+    assert "1 - CKA is missing where" in sections(given)[title].note
+    for name, each in given.datasets.items():
+        if each.diversity is not None:
+            given = with_dataset(given, name, diversity=replace(each.diversity, cka_complement=0.1))
+    assert "CKA" not in sections(given)[title].note
 
 
 def test_the_five_classes_that_gain_most_and_the_five_that_lose_most_are_shown_by_name() -> None:
@@ -233,3 +245,52 @@ def test_the_final_table_names_the_metric_that_is_not_top_1() -> None:
     assert "…" not in text
     line = next(line for line in text.splitlines() if "chosen on ID-val" in line)
     assert [cell.strip() for cell in line.split("│")[2:-1]] == ["0.5", "80.0", "43.6", "65.0", "22.2"]
+
+
+def test_where_zero_shot_is_chosen_fine_tuned_is_compared_with_it() -> None:
+    ends = (comparison(1.0, "zero_shot", -3.5),)
+    given = with_dataset(replace(statistics(), chosen=0.0), "sketch", comparisons=ends)
+    section = sections(given)["Fine-tuned against zero-shot"]
+    assert rows(section)["Sketches, against zero-shot"][0] == "-3.50 (-5.00 to -2.00)"
+
+
+def test_a_point_of_which_it_is_not_known_whether_it_is_extrapolated_is_told_in_words() -> None:
+    points = tuple(replace(point, extrapolated=None) for point in robustness().points)
+    given = replace(statistics(), robustness={"sketch": replace(robustness(), points=points)})
+    section = sections(given)["Effective robustness"]
+    assert rows(section)["Sketches, zero-shot"][-1] == "perhaps extrapolated"
+    assert "sketch: the upper end of the fitted range is not known" in section.sentences[1]
+    assert rows_of_csv(given)["sketch"] == {""}
+    assert not any("extrapolated" in sentence for sentence in cautions(given, {}))
+
+
+def rows_of_csv(given: Statistics) -> dict[str, set[object]]:
+    """What stands under ``extrapolated``, by dataset."""
+    found: dict[str, set[object]] = {}
+    for each in rows_of(given):
+        found.setdefault(str(each["dataset"]), set()).add(each.get("extrapolated"))
+    return found
+
+
+def test_other_anchors_than_published_and_skipped_frames_are_told() -> None:
+    alphas = tuple(alpha_statistics(alpha, 600, pm_k=0.5) for alpha in (0.0, 0.5, 1.0))
+    given = with_dataset(statistics(), "sketch", alphas=alphas, num_published_units=1109, num_skipped=3)
+    found = cautions(given, {})
+    assert any("sketch has 1,000 anchors here and 1,109 as published" in sentence for sentence in found)
+    assert any(sentence.startswith("sketch: a skipped frame may be a neighbour") for sentence in found)
+    same = cautions(with_dataset(given, "sketch", num_published_units=1000, num_skipped=0), {})
+    assert not any("anchors" in sentence or "neighbour" in sentence for sentence in same)
+
+
+def test_what_the_shift_average_leaves_out_is_said() -> None:
+    given = replace(statistics(), averaged_shifts=("sketch",))
+    assert "counts every shift alike, ImageNet-C's sets aside." in sections(given)["Every alpha"].note
+    # The oracles' average is over the same shifts.
+    assert rows(sections(given)["In short"])["ensemble, oracle per dataset (saw every test set)"][2] == "65.00"
+
+
+def test_a_single_cluster_is_told_as_no_interval() -> None:
+    around = interval(math.nan, math.nan, method="bootstrap", cluster="location", num_clusters=1)
+    alphas = tuple(alpha_statistics(alpha, 600, interval=around) for alpha in (0.0, 0.5, 1.0))
+    found = cautions(with_dataset(statistics(), "fmow", alphas=alphas), {})
+    assert "fmow: all its samples belong together (by location), so there are no intervals." in found

@@ -61,7 +61,7 @@ class DatasetSpec(Section):
     """The column whose groups ``worst_group`` compares."""
 
     group_names: tuple[str, ...] = ()
-    """What the groups 0, 1, 2, ... are called."""
+    """What the groups 0, 1, 2, ... are called; or, where the column holds texts, which texts there are."""
 
     excluded_groups: tuple[int | str, ...] = ()
     """Groups, by number or name, that cannot be the worst."""
@@ -100,6 +100,16 @@ class DatasetSpec(Section):
             column = getattr(self, use)
             if column is not None and self.metadata and column not in self.metadata:
                 raise ValueError(f"{use} is {column!r}, but metadata has {', '.join(self.metadata)}")
+        return self
+
+    @model_validator(mode="after")
+    def _group_names_tell_groups_apart(self) -> Self:
+        repeated = [name for name in self.group_names if self.group_names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"group_names has {repeated[0]!r} twice: give each group a name of its own")
+        numbers = [name for name in self.group_names if re.fullmatch(r"\s*-?\d+\s*", name)]
+        if numbers:
+            raise ValueError(f"group_names has {numbers[0]!r}, which could be taken for a group's number: use a word")
         return self
 
     @model_serializer(mode="wrap")

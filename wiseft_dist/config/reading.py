@@ -32,8 +32,13 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
     return parse_section(RunConfig, load_tree(path, overrides), source=str(path))
 
 
-def load_tree(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+def load_tree(path: Path | str, overrides: list[str] | tuple[str, ...] = (), *, resolve: bool = True) -> dict[str, Any]:
     """The settings of a YAML file, with overrides and resolved, but not checked.
+
+    Args:
+        path: The file.
+        overrides: ``KEY=VALUE``, which go before what it says.
+        resolve: Replace interpolations, such as ``${oc.env:NAME}``; not in a file that may be anybody's.
 
     Raises:
         UserError: naming the file.
@@ -42,7 +47,7 @@ def load_tree(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> 
     for override in overrides:
         tree = OmegaConf.merge(tree, _parse_override(override))
     try:
-        plain = OmegaConf.to_container(tree, resolve=True)
+        plain = OmegaConf.to_container(tree, resolve=resolve)
     except OmegaConfBaseException as error:
         raise UserError(f"{path}: {_interpolation_sentence(error)}") from error
     assert isinstance(plain, dict)  # _read_yaml returns nothing else
@@ -54,7 +59,7 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: no such configuration file.")
     try:
         tree = OmegaConf.create(yaml.load(path.read_text(encoding="utf-8"), _Loader) or {})
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not readable as YAML: {_yaml_reason(error)}.") from error
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: expected settings such as `output: runs/mine`, found a list.")

@@ -22,6 +22,7 @@ from wiseft_dist.data.tar import (
     split_name,
 )
 from wiseft_dist.errors import UserError
+from wiseft_dist.printable import printable
 from wiseft_dist.run import digest
 
 NUM_MARKS = 16
@@ -39,6 +40,7 @@ class Kind(StrEnum):
     MISSING_IMAGE = "missing image"
     MISSING_TARGET = "missing target"
     BAD_LABEL = "bad label"
+    BAD_KEY = "bad key"
     DUPLICATE_KEY = "duplicate key"
 
 
@@ -150,13 +152,16 @@ class _ShardReader:
         if name in IMAGE_FIELDS and self.check_image is not None:
             wrong = self.check_image(content)
             if wrong is not None:
-                text = f"image {member.name} does not decode ({wrong}). Replace it or leave it out."
+                text = f"image {printable(member.name)} does not decode ({wrong}). Replace it or leave it out."
                 self.problem(Kind.UNDECODABLE_IMAGE, key, text)
         self.max_label = max(self.max_label, label)
         self.members.append((member.name, member.size, label))
 
     def _add_field(self, key: str, name: str, header: int) -> None:
         """Webdataset wants the files of a sample side by side, and each only once."""
+        if key not in self.samples and not _is_utf8(key):
+            text = f"the key {key!r} is no UTF-8 text. Write this shard again with other names."
+            self.problem(Kind.BAD_KEY, key, text)
         is_back = key in self.samples and key != self.at_hand
         self.at_hand = key
         sample = self.samples.setdefault(key, _SampleFiles(header))
@@ -169,6 +174,7 @@ class _ShardReader:
         sample.fields.add(name)
 
     def _label(self, key: str, name: str, text: bytes) -> int:
+        name = printable(name)
         if not text.strip().isdigit() or len(text) > MAX_LABEL_BYTES:
             self.problem(Kind.BAD_LABEL, key, f"label {name} holds {text[:20]!r}, not a class number.")
             return -1
@@ -189,6 +195,15 @@ class _ShardReader:
         mark_step = mark_step_of(len(self.samples))
         marks = tuple(sample.header for sample in self.samples.values())[::mark_step]
         return Contents(tuple(self.samples), self.max_label, digest(self.members), marks, mark_step)
+
+
+def _is_utf8(key: str) -> bool:
+    """Whether the key can be written down: bytes of a name that are no UTF-8 were read as lone surrogates."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def mark_step_of(num_samples: int) -> int:

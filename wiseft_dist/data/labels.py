@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 
 from wiseft_dist.data.batch import class_label
 from wiseft_dist.data.shards import BadSampleError, Sample
+from wiseft_dist.data.text_identity import text_identity
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.printable import printable
 
 MAX_LABELS = 3
 """Right classes of one sample: a frame of ImageNet-Vid-Robust has one to three."""
 NO_LABEL = -1
 _FORMS = "npy:INDEX or json:KEY"
+_NPY_MAGIC = b"\x93NUMPY"
+_SHOWN = 80
+"""Characters of a sample's content, at most, that an error repeats."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +110,61 @@ class _Fields:
             return content[key]
         if int(key) >= len(content):
             raise BadSampleError(f"has {len(content)} values in its .npy, none at index {key}")
-        return content[int(key)].item()
+        try:
+            return content[int(key)].item()
+        except (ValueError, SystemError) as error:  # text of characters that there are not
+            raise BadSampleError(f"has no value in its .npy at index {key}: {_reason(error)}") from None
 
     def _content(self, kind: str) -> Any:
         if kind not in self._decoded:
             data = self._sample.first((kind,))
             try:
                 self._decoded[kind] = json.loads(data) if kind == "json" else _vector(data)
-            except (ValueError, EOFError) as error:
-                raise BadSampleError(f"has a .{kind} that cannot be read: {error}") from None
+            except Exception as error:  # bytes of anybody's: the parsers raise a dozen types, MemoryError among them
+                raise BadSampleError(f"has a .{kind} that cannot be read: {_reason(error)}") from None
         return self._decoded[kind]
 
 
 def _vector(data: bytes) -> np.ndarray:
-    """A ``.npy`` file as a vector of numbers or texts; pickled objects are refused."""
+    """A ``.npy`` file as a vector of numbers or texts; pickled objects are refused.
+
+    Raises:
+        ValueError: also if the header promises another size than the file has: nothing is allocated for it.
+    """
+    if not data.startswith(_NPY_MAGIC):
+        raise ValueError("it does not begin as a .npy file does")
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+        version
+    )
+    if read_header is None:
+        raise ValueError(f"version {version[0]}.{version[1]} of the format holds no plain vector")
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    promised, found = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if promised != found or not dtype.itemsize:
+        raise ValueError(f"its header promises {promised:,} bytes, and it has {found:,}")
     array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return array.reshape(-1)
+
+
+def _reason(error: Exception) -> str:
+    """What a parser said, in one short line; a lack of memory says nothing."""
+    return _cut(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, or the beginning of that."""
+    try:
+        return _cut(repr(value))
+    except RecursionError:
+        return f"a deep {type(value).__name__}"
+
+
+def _cut(text: str) -> str:
+    return printable(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 def _check_place(place: str) -> None:
@@ -135,7 +179,7 @@ def _whole_numbers(fields: _Fields, place: str) -> list[int]:
     values = value if isinstance(value, list) else [value]
     numbers = [number for number in dict.fromkeys(map(_whole_number, values)) if number is not None]
     if None in map(_whole_number, values) or not 0 < len(numbers) <= MAX_LABELS:
-        raise BadSampleError(f"has {value!r} at {place}, which is not one to {MAX_LABELS} class numbers")
+        raise BadSampleError(f"has {_shown(value)} at {place}, which is not one to {MAX_LABELS} class numbers")
     return numbers
 
 
@@ -149,10 +193,10 @@ def _whole_number(value: Any) -> int | None:
 def _identity(value: Any, place: str) -> int:
     """A number for a value: its own, or a hash of the text. Only which samples share it counts."""
     if isinstance(value, str):
-        return xxhash.xxh3_64_intdigest(value.encode()) >> 1
+        return text_identity(value)
     number = _whole_number(value)
     if number is None:
-        raise BadSampleError(f"has {value!r} at {place}, which is neither a whole number nor a text")
+        raise BadSampleError(f"has {_shown(value)} at {place}, which is neither a whole number nor a text")
     return number
 
 

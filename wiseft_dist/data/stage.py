@@ -33,11 +33,20 @@ def index_all(config: RunConfig, run: Run | None = None) -> dict[str, Manifest]:
     return _index_all(config, run, {} if run is None else _known(config, run))
 
 
-def index(config: RunConfig, run: Run) -> dict[str, Manifest]:
-    """:func:`index_all`, and write to the run the manifests that are new or changed."""
-    refuse_credentials(config)
+def index(config: RunConfig, run: Run, manifests: dict[str, Manifest] | None = None) -> dict[str, Manifest]:
+    """:func:`index_all`, and write to the run the manifests that are new or changed.
+
+    Args:
+        config: The run's configuration.
+        run: Where the manifests are written.
+        manifests: What :func:`index_all` has just answered; left out, it is asked here.
+
+    Raises:
+        UserError: as :func:`index_all`.
+    """
+    if manifests is None:
+        manifests = index_all(config, run)
     known = _known(config, run)
-    manifests = _index_all(config, run, known)
     run.manifests.mkdir(parents=True, exist_ok=True)
     for name, manifest in manifests.items():
         if known.get(name) != manifest:
@@ -51,7 +60,7 @@ def refuse_credentials(config: RunConfig) -> None:
     Raises:
         UserError: naming the URL without its secret.
     """
-    for section in (config.data, config.model):
+    for section in (config.data, config.model, config.merge, config.finetune):
         for text in _texts(section.model_dump()):
             storage.refuse_credentials(text)
 
@@ -60,8 +69,8 @@ def _texts(value: object) -> Iterator[str]:
     """Every piece of text in a section, at any depth."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,13 +96,16 @@ def load_class_map(source: str, key: str) -> ClassMap:
     """
     tree = read_class_map(source, key)
     where = f"{key}: {source}"
-    if not isinstance(tree, dict) or not isinstance(tree.get("groups"), list) or not tree["groups"]:
+    if not isinstance(tree, dict) or not isinstance(tree.get("groups"), list) or not any(tree["groups"]):
         raise UserError(f'{where} holds no class map: write {{"num_source": 1000, "groups": [[409, 530], [414]]}}.')
-    named = _beside(source, tree.get("source"))
+    named = tree.get("source")
+    if named is not None and (not isinstance(named, str) or not named):
+        raise UserError(f"{where}: source is {named!r}: name the head's class list, or leave it out.")
+    named = _beside(source, named)
     num_source = tree.get("num_source")
     if num_source is None and named is not None:
         num_source = len(read_classnames(named, where))
-    if not isinstance(num_source, int) or num_source < 1:
+    if type(num_source) is not int or num_source < 1:
         raise UserError(f"{where}: num_source is {num_source!r}: give the number of the head's classes.")
     groups = tuple(_group(group, index, num_source, where) for index, group in enumerate(tree["groups"]))
     return ClassMap(_map_name(source), num_source, groups, named)
@@ -115,7 +119,7 @@ def _beside(source: str, named: str | None) -> str | None:
 
 
 def _group(group: Any, index: int, num_source: int, where: str) -> tuple[int, ...]:
-    is_list = isinstance(group, list) and all(isinstance(each, int) for each in group)
+    is_list = isinstance(group, list) and all(type(each) is int for each in group)
     if not is_list or len(set(group)) != len(group):
         raise UserError(f"{where}: class {index} maps from {group!r}: give a list of different classes of the head.")
     wrong = [each for each in group if not 0 <= each < num_source]
@@ -144,7 +148,7 @@ def map_for(dataset: Dataset, head_classnames: Sequence[str]) -> ClassMap | None
     own, class_map = dataset.classnames, dataset.class_map
     if own is not None and same_classes(own, head_classnames):
         return None
-    if class_map is not None and _is_source(class_map, head_classnames, dataset.name):
+    if class_map is not None and _is_source(class_map, head_classnames, dataset.key):
         return class_map
     # Where the dataset's own classes are not known, only their number tells a head of them.
     if own is None and (class_map is None or len(head_classnames) == class_map.num_classes):
@@ -152,10 +156,10 @@ def map_for(dataset: Dataset, head_classnames: Sequence[str]) -> ClassMap | None
     raise UserError(_wrong_head(dataset, head_classnames))
 
 
-def _is_source(class_map: ClassMap, head_classnames: Sequence[str], dataset: str) -> bool:
+def _is_source(class_map: ClassMap, head_classnames: Sequence[str], key: str) -> bool:
     if class_map.source is None:
         return len(head_classnames) == class_map.num_source
-    source = read_classnames(class_map.source, f"data.datasets.{dataset}.class_map")
+    source = read_classnames(class_map.source, f"{key}.class_map")
     return same_classes(source, head_classnames)
 
 
@@ -171,28 +175,46 @@ def _wrong_head(dataset: Dataset, head_classnames: Sequence[str]) -> str:
         of_source = f" of {class_map.source}" if class_map.source else ""
         said += f"; its map {class_map.name} takes the {class_map.num_source} classes{of_source}"
     return (
-        f"{said}. Evaluate it with a head of its classes, or name with data.datasets.{dataset.name}.class_map the map "
-        "from the head's."
+        f"{said}. Evaluate it with a head of its classes, or name with {dataset.key}.class_map the map from the head's."
     )
 
 
 def same_classes(first: Sequence[str], second: Sequence[str], *, share: float = SAME_NAMES) -> bool:
     """Whether two lists name the same classes in the same order.
 
-    Equally long, and this share of the names equal but for case, spaces, dashes and underscores.
+    Equally long, this share of the names equal but for case, spaces, dashes and underscores, and none of the others
+    at another place: versions of a list spell names differently, but do not move them.
     """
-    if len(first) != len(second):
+    if len(first) != len(second) or _first_moved(first, second) is not None:
         return False
     num_same = sum(_plain(one) == _plain(two) for one, two in zip(first, second, strict=True))
     return num_same >= share * len(first)
 
 
 def first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, tuple[str, str]]:
-    """The first position at which two lists differ, and what stands there, for people."""
+    """The first position at which two lists differ, and what stands there, for people.
+
+    In lists of one length it is the first whose name stands elsewhere in the other, if there is any.
+    """
     length = min(len(first), len(second))
-    at = next((i for i in range(length) if _plain(first[i]) != _plain(second[i])), length)
+    moved = _first_moved(first, second) if len(first) == len(second) else None
+    at = next((i for i in range(length) if _plain(first[i]) != _plain(second[i])), length) if moved is None else moved
     one, two = (repr(names[at]) if at < len(names) else "nothing" for names in (first, second))
     return at, (one, two)
+
+
+def _first_moved(first: Sequence[str], second: Sequence[str]) -> int | None:
+    """The first position at which the lists differ and whose name stands at another of the other list."""
+    places = [_places(names) for names in (first, second)]
+    moved = [{at, places[1][name]} for name, at in places[0].items() if places[1].get(name, at) != at]
+    return min((min(pair) for pair in moved), default=None)
+
+
+def _places(names: Sequence[str]) -> Mapping[str, int]:
+    """Where each name stands, without those that a list has twice: they have no one place."""
+    plain = [_plain(name) for name in names]
+    counts = Counter(plain)
+    return {name: at for at, name in enumerate(plain) if counts[name] == 1}
 
 
 def _plain(name: str) -> str:

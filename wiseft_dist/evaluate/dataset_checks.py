@@ -16,9 +16,10 @@ from wiseft_dist.data.vocabulary import find_vocabulary_file, load_vocabulary, r
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import NO_ENTRY, Dataset, describe_dataset
 from wiseft_dist.evaluate.class_map import ClassMap, first_difference, map_for, same_classes
+from wiseft_dist.printable import printable
 
 SAME_ORDER = 0.5
-"""Share of equal names from which two lists are versions of one list. In another order nearly none are equal."""
+"""Share of equal names from which two lists are versions of one list, if no name stands elsewhere."""
 
 
 def check_datasets(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
@@ -63,11 +64,11 @@ def with_own_classes(dataset: Dataset, url: str) -> Dataset:
     if not same_classes(known, beside, share=SAME_ORDER):
         at, pair = first_difference(beside, known)
         entry = dataset.spec.catalog
-        way_out = f" or data.datasets.{dataset.name}.catalog={NO_ENTRY}" if entry else ""
+        way_out = f" or {dataset.key}.catalog={NO_ENTRY}" if entry else ""
         raise UserError(
             f"{dataset.name}: its class list {file} has {len(beside)} names, {dataset.spec.classnames} "
             f"{'of the catalog ' if entry else ''}has {len(known)}, and class {at} is {pair[0]} there and {pair[1]} "
-            f"here. Give data.datasets.{dataset.name}.classnames the list that the labels were made with{way_out}."
+            f"here. Give {dataset.key}.classnames the list that the labels were made with{way_out}."
         )
     return dataset
 
@@ -87,7 +88,7 @@ def refuse_other_labels(dataset: Dataset, class_map: ClassMap | None, num_head: 
     if dataset.spec.labels is not None:
         return  # they stand elsewhere, and are checked when they are read
     if class_map is None:
-        reason = f"the class list has {num_head} names (0 to {num_head - 1}). Check data.classnames."
+        reason = f"the class list has {num_head} names (0 to {num_head - 1}). Check the head's class list."
         refuse_labels_from(num_head, dataset.name, manifest, reason)
         return
     last = class_map.num_classes - 1
@@ -110,7 +111,8 @@ def unlike_published(dataset: Dataset, given: DatasetSpec | None, manifest: Mani
     found = f"{dataset.name}: {manifest.source} holds {manifest.num_samples:,} samples"
     if given is not None and given.num_samples is not None:
         raise UserError(f"{found}, but its num_samples is {wanted:,}.")
+    title = printable(str(dataset.spec.title))
     return [
-        f"{found}, but {dataset.spec.title} has {wanted:,}: its numbers cannot be compared with published ones. If it "
-        f"is another dataset, give it another name, or catalog: {NO_ENTRY}."
+        f"{found}, but {title} has {wanted:,}: its numbers cannot be compared with published ones. If it is "
+        f"another dataset, give it another name, or catalog: {NO_ENTRY}."
     ]

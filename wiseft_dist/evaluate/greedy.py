@@ -1,7 +1,7 @@
 """The greedy soup: which fine-tuned models are averaged is decided on ID-val, one model after the other.
 
 Source: Model soups (arXiv 2203.05482), recipe 1. Models are tried in the order of their own accuracy; each stays in the
-soup if the soup is not worse with it.
+soup if the soup is not worse with it. What counts is ID-val's own metric, as when alpha is chosen.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wiseft_dist.config import RunConfig
-from wiseft_dist.data.stage import ID_VAL, load_manifest, sizes_to_evaluate
+import wiseft_dist
+from wiseft_dist.config import DatasetSpec, RunConfig
+from wiseft_dist.data.stage import ID_VAL, sizes_to_evaluate
 from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
 from wiseft_dist.errors import UserError
+from wiseft_dist.evaluate.catalog.entries import describe_dataset
 from wiseft_dist.evaluate.cells.parts import Part
-from wiseft_dist.evaluate.cells.store import ARITHMETIC
+from wiseft_dist.evaluate.cells.store import ARITHMETIC, EVALUATION_CODE_VERSION, content_of
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
+from wiseft_dist.evaluate.statistics.metrics.primary import primary_metric
 from wiseft_dist.merge.methods.method import Slices
 from wiseft_dist.merge.methods.uniform_soup import UniformSoup
 from wiseft_dist.models.classifier import Classifier
@@ -30,6 +33,9 @@ from wiseft_dist.run import Run, write_atomically
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import candidates_digest, open_models
 from wiseft_dist.weights.pairing import Models
+
+METRIC_SETTINGS = ("metric", "group", "group_names", "excluded_groups", "cluster", "anchor", "offset", "neighbours")
+"""Of ID-val's description: what decides its value, beside the predictions."""
 
 
 def choose_soup(config: RunConfig, run: Run) -> None:
@@ -90,16 +96,22 @@ def greedy(candidates: Sequence[int], accuracy: Callable[[Sequence[int]], float]
 
 
 def _scorer(config: RunConfig, run: Run, soup: _Soup, num_held_out: int) -> Callable[[str], float]:
-    """What gives the accuracy of the soup as it is on ID-val, under a title for its progress bar."""
+    """What gives the value of the soup as it is on ID-val, under a title for its progress bar."""
+    spec = _spec(config)
     layers, test_set = layers_of(soup, config.evaluate), open_test_set_of_run(config, run, ID_VAL)
     score = partial(score_part, soup, layers, test_set, Part(ID_VAL, 0, num_held_out), [Member(1.0)], config.evaluate)
 
     def accuracy(title: str) -> float:
         with progress_bar(title, total=num_held_out, unit="images") as bar:
             predictions = score(compare=False, on_progress=bar.advance)
-        return float(predictions.num_correct[0]) / len(predictions)
+        return float(primary_metric(ID_VAL, spec, predictions, predictions.correct).tally.values[0])
 
     return accuracy
+
+
+def _spec(config: RunConfig) -> DatasetSpec:
+    """What is known of ID-val, its metric above all."""
+    return describe_dataset(ID_VAL, config.data.datasets.get(ID_VAL)).spec
 
 
 class _Trials:
@@ -109,8 +121,13 @@ class _Trials:
         self._file = run.soup_file
         self.names = [str(run.path), *config.merge.models]
         settings = config.evaluate.model_dump(mode="json", include=set(ARITHMETIC))
-        data = load_manifest(run, ID_VAL).content_digest
-        key = {"candidates": candidates_digest(config, run), "data": data, "settings": settings}
+        key = {
+            "candidates": candidates_digest(config, run),
+            "data": dict(content_of(config, run, ID_VAL).key),
+            "metric": _spec(config).model_dump(mode="json", include=set(METRIC_SETTINGS)),
+            "settings": settings,
+            "code": [EVALUATION_CODE_VERSION, wiseft_dist.__version__],
+        }
         known = json.loads(self._file.read_text()) if self._file.is_file() else {}
         if {name: known.get(name) for name in key} != key:
             known = {**key, "models": self.names, "accuracies": {}, "chosen": None}

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 NUM_TOP = 5
 """Classes of a sample that are kept, the best first."""
+SMALLEST_SPREAD = 1e-10
+"""Features whose centred sums are this small beside the others are one point, and what is left of them is rounding."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,15 +51,18 @@ class FeatureMoments:
         )
 
     def linear_cka(self) -> float:
-        """Linear centred kernel alignment of the two models' features, in [0, 1]; NaN where one does not vary.
+        """Linear centred kernel alignment of the two models' features, in [0, 1]; NaN where one hardly varies.
 
         Source: Kornblith et al., Similarity of neural network representations revisited (arXiv 1905.00414), section 3.
         """
         xx = self.xx - np.outer(self.x, self.x) / self.num_samples
         yy = self.yy - np.outer(self.y, self.y) / self.num_samples
         xy = self.xy - np.outer(self.x, self.y) / self.num_samples
-        scale = float(np.linalg.norm(xx) * np.linalg.norm(yy))
-        return float((xy**2).sum()) / scale if scale > 0 else float("nan")
+        norms = [float(np.linalg.norm(each)) for each in (xx, yy)]
+        smallest = [SMALLEST_SPREAD * float(np.linalg.norm(each)) for each in (self.xx, self.yy)]
+        if not (norms[0] > smallest[0] and norms[1] > smallest[1]):
+            return float("nan")
+        return min(1.0, float((xy**2).sum()) / (norms[0] * norms[1]))
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def score_part(
         on_progress: Called with the number of samples finished since the last call.
 
     Raises:
-        RunError: if not every sample was seen exactly once, or too many are damaged.
+        RunError: if not every sample was seen exactly once, too many are damaged, or a member's logits are not finite.
     """
     parameter = next(ensemble.module.parameters())
 
@@ -143,5 +143,6 @@ def score_part(
         columns=test_set.columns,
         compare=compare,
         layers=layers,
+        dataset=part.dataset,
         on_progress=on_progress,
     )

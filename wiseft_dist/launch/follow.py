@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,20 +27,17 @@ LOG_TAIL_LINES = 15
 
 
 def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
-    """Submit what is not committed yet and, unless detached, follow it to its end.
+    """Submit what is not committed yet and, unless detached, follow it to its end. The caller holds the run's lock.
 
     Raises:
-        UserError: if another process is running this run already.
         UserError, RunError: if a job ends without its output, with its own words.
     """
-    run.jobs.mkdir(parents=True, exist_ok=True)
-    with _only_one(run):
-        executor = make_executor(config, run)
-        if isinstance(executor, SlurmExecutor):
-            _run_chain(config, run, executor, detach=detach)
-        else:
-            for step in remaining(config, run):
-                _run_step(config, run, executor, step)
+    executor = make_executor(config, run)
+    if isinstance(executor, SlurmExecutor):
+        _run_chain(config, run, executor, detach=detach)
+    else:
+        for step in remaining(config, run):
+            _run_step(config, run, executor, step)
 
 
 def queued_jobs(run: Run) -> dict[str, str]:
@@ -51,13 +49,21 @@ def queued_jobs(run: Run) -> dict[str, str]:
 
 
 @contextmanager
-def _only_one(run: Run) -> Iterator[None]:
-    """Hold the run's lock; it goes with the process, however that ends."""
-    with (run.jobs / "lock").open("w") as handle:
+def only_one(run: Run) -> Iterator[None]:
+    """Hold the run's lock, and make its directory for it; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    with run.lock_file.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run.path}: another `wiseft run` is at work on this run; nothing was started.") from None
+            is_held = run.lock_file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_held = False
+        if not is_held:  # or the other was just taking its new run away again, and the file with it
+            raise UserError(f"{run.path}: another `wiseft run` is at work on this run; nothing was started.")
         yield
 
 

@@ -23,10 +23,11 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.catalog.entries import with_absolute_files
 from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
 from wiseft_dist.evaluate.dataset_checks import check_datasets
-from wiseft_dist.launch.follow import queued_jobs, run_pipeline
+from wiseft_dist.launch.follow import only_one, queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
-from wiseft_dist.run import Run, is_committed, open_run
+from wiseft_dist.printable import printable
+from wiseft_dist.run import Run, find_run, is_committed, open_run
 from wiseft_dist.tracking import append_event
 
 
@@ -47,43 +48,54 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
             f"set data.lanes to {config.data.workers * world_size} or more before the first start.",
             file=sys.stderr,
         )
-    run = _open(config)
-    if detach and config.launch.executor == "local":
-        _start_in_background(run)
-        return run
-    run_pipeline(config, run, detach=detach)
-    if not detach:
+    run = _find(config)
+    goes_to_background = detach and config.launch.executor == "local"
+    with only_one(run):
+        _open(config, run)
+        if not goes_to_background:
+            run_pipeline(config, run, detach=detach)
+    if goes_to_background:
+        _start_in_background(run)  # it takes the lock itself
+    elif not detach:
         print_summary(run)
     return run
 
 
-def _open(config: RunConfig) -> Run:
-    """The run, with its shards indexed; a new one that cannot be used is taken away again.
-
-    A directory keeps the settings that it was made with: those of a mistake must not.
-    """
+def _find(config: RunConfig) -> Run:
+    """The run's place, after what can be checked without reading shards. Writes nothing."""
     refuse_credentials(config)
-    run = Run(Path(config.output))
-    is_new = not run.config_file.is_file()
-    if not is_new:
-        _refuse_to_change_under_jobs(config, run)
+    run = find_run(config)
     if not is_committed(run.zero_shot):
         check_model_files(config.model)
     check_merged_models(config.merge)
-    open_run(config)
+    return run
+
+
+def _open(config: RunConfig, run: Run) -> None:
+    """Write the configuration and the manifests, after everything is checked; a new run that fails is taken away.
+
+    The caller holds the run's lock. A mistake leaves a run as it was: the next call must not go on with it.
+    """
+    find_run(config)  # again: what is there may be of whoever held the lock before
+    is_new = not run.config_file.is_file()
+    if not is_new:
+        _refuse_to_change_under_jobs(config, run)
     try:
-        _warn_of(check_datasets(config, index(config, run)), run)
+        manifests = index_all(config, run)
+        warnings = check_datasets(config, manifests)
+        open_run(config)
+        index(config, run, manifests)
     except BaseException:
         if is_new:
             shutil.rmtree(run.path)
         raise
-    return run
+    _warn_of(warnings, run)
 
 
 def _warn_of(sentences: list[str], run: Run | None = None) -> None:
     """Tell whoever is there, and the events of a run that is about to start."""
     for sentence in sentences:
-        print(f"wiseft: {sentence}", file=sys.stderr)
+        print(f"wiseft: {printable(sentence)}", file=sys.stderr)
         if run is not None:
             append_event(run.events_file, stage="shards", event="warning", warning=sentence)
 

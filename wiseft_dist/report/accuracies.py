@@ -80,11 +80,11 @@ def _oracle_of_each(statistics: Statistics) -> Row:
         known = name in statistics.oracles
         return Cell(percent(best(name)), f"(alpha {statistics.oracles[name].alpha:g})") if known else Cell(NOTHING)
 
-    shifts = statistics.shifts
-    average = [best(name) for name in shifts if name in statistics.oracles]
+    shifts, averaged = statistics.shifts, statistics.averaged_shifts
+    average = [best(name) for name in averaged if name in statistics.oracles]
     cells = [Cell("each"), *([] if statistics.reference is None else [cell(statistics.reference)])]
     if shifts:
-        mean = Cell(percent(sum(average) / len(average))) if len(average) == len(shifts) else Cell(NOTHING)
+        mean = Cell(percent(sum(average) / len(average))) if len(average) == len(averaged) else Cell(NOTHING)
         cells += [mean, *map(cell, shifts)]
     return Row("ensemble, oracle per dataset (saw every test set)", tuple(cells))
 
@@ -96,7 +96,8 @@ def _every_alpha(statistics: Statistics) -> Section:
     pm_k = [name for name in names if statistics.datasets[name].alphas[0].pm_k is not None]
     note = INTERVALS + (f" Top-1 accuracy, but {metrics}." if others else " Top-1 accuracy.")
     if statistics.shifts:
-        note += " The shift average counts every shift alike."
+        note += " The shift average counts every shift alike"
+        note += ", ImageNet-C's sets aside." if statistics.averaged_shifts != statistics.shifts else "."
     columns, rows = _columns(statistics), []
     for alpha in statistics.alphas:
         further = [Cell(percent(statistics.datasets[name].at(alpha).pm_k)) for name in pm_k]

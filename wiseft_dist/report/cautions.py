@@ -23,6 +23,7 @@ def cautions(statistics: Statistics, published_counts: Mapping[str, int]) -> lis
     found = [
         *_skipped(datasets),
         *_other_counts(datasets, published_counts),
+        *_anchors(datasets),
         *_few_clusters(datasets),
         *_extrapolated(statistics),
     ]
@@ -55,11 +56,32 @@ def _other_counts(datasets: list[DatasetStatistics], published_counts: Mapping[s
     return found
 
 
+def _anchors(datasets: list[DatasetStatistics]) -> list[str]:
+    found = []
+    for dataset in datasets:
+        published = dataset.num_published_units
+        if published is not None and dataset.role != "id_val" and dataset.num_units != published:
+            found.append(
+                f"{dataset.name} has {dataset.num_units:,} anchors here and {published:,} as published: its numbers "
+                "cannot be compared with published ones."
+            )
+        if dataset.num_skipped and dataset.alphas[0].pm_k is not None:
+            found.append(
+                f"{dataset.name}: a skipped frame may be a neighbour, which pm-k then does not look at: pm-k may be "
+                "too high."
+            )
+    return found
+
+
 def _few_clusters(datasets: list[DatasetStatistics]) -> list[str]:
     found = []
     for dataset in datasets:
         interval = dataset.alphas[0].interval
-        if interval.num_clusters is not None and interval.num_clusters < FEW_CLUSTERS:
+        if interval.num_clusters == 1:
+            found.append(
+                f"{dataset.name}: all its samples belong together (by {interval.cluster}), so there are no intervals."
+            )
+        elif interval.num_clusters is not None and interval.num_clusters < FEW_CLUSTERS:
             found.append(
                 f"{dataset.name}: its intervals draw {interval.num_clusters} groups of samples that belong together "
                 f"(by {interval.cluster}); so few make them too narrow."

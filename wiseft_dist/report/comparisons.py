@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from wiseft_dist.evaluate.statistics.paired import ENDPOINTS, Endpoint
 from wiseft_dist.evaluate.statistics.robustness import RobustnessPoint
 from wiseft_dist.evaluate.statistics.statistics import ClassAccuracy, DatasetStatistics, Statistics
 from wiseft_dist.report.section import Cell, Row, Section, ends_and_chosen, row
@@ -18,9 +19,13 @@ from wiseft_dist.report.wording import (
     shown_datasets,
 )
 
+WITHOUT_CKA = (
+    " 1 - CKA is missing where the image features of both ends were not scored together, hardly vary, or are of parts "
+    "that overlap because evaluate.part_samples changed."
+)
 NUM_CLASSES = 5
 """Classes that are shown of those that gain most, and of those that lose most."""
-ENDS = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
+ENDS: dict[Endpoint, str] = {"zero_shot": "zero-shot", "finetuned": "fine-tuned"}
 
 
 def comparison_sections(statistics: Statistics, classnames: Mapping[str, Sequence[str]]) -> Iterator[Section]:
@@ -42,10 +47,12 @@ def comparison_sections(statistics: Statistics, classnames: Mapping[str, Sequenc
 def _paired(statistics: Statistics, datasets: Sequence[DatasetStatistics]) -> Iterator[Section]:
     if statistics.chosen is None:
         return
+    # The ends are compared once, as fine-tuned against zero-shot: where zero-shot is chosen too.
+    alpha = ENDPOINTS["finetuned"] if statistics.chosen == ENDPOINTS["zero_shot"] else statistics.chosen
     rows = []
     for dataset in datasets:
         for against, end in ENDS.items():
-            found = next((c for c in dataset.comparisons if (c.alpha, c.against) == (statistics.chosen, against)), None)
+            found = dataset.compared(alpha, against)
             if found is not None:
                 test = found.mcnemar
                 rows.append(
@@ -62,7 +69,7 @@ def _paired(statistics: Statistics, datasets: Sequence[DatasetStatistics]) -> It
                 )
     if rows:
         yield Section(
-            f"Alpha {statistics.chosen:g} against the ends",
+            f"Alpha {alpha:g} against the ends" if alpha == statistics.chosen else "Fine-tuned against zero-shot",
             ("dataset", "difference (pp)", "only it is right", "only the end is right", "McNemar p", "Holm p"),
             tuple(rows),
             note="On the same samples. The difference is of the dataset's own metric, with the 95 % interval of a "
@@ -103,11 +110,23 @@ def _robustness(statistics: Statistics) -> Iterator[Section]:
         "Effective robustness",
         ("model", "reference (%)", "predicted (%)", "measured (%)", "effective robustness (pp)", ""),
         tuple(rows),
-        sentences=(missing,) if missing else (),
+        sentences=tuple(filter(None, (missing, _unknown_end(statistics)))),
         note="By how much a shift's value is above that of standard models with the same reference accuracy. The "
         "reference is restricted to the shift's classes, so it differs from line to line; at least: if every sample "
         "with none of these classes among the five likeliest were right. "
         f"Fitted on: {sources}.",
+    )
+
+
+def _unknown_end(statistics: Statistics) -> str:
+    """What "perhaps extrapolated" means; empty where nothing is."""
+    found = statistics.robustness.items()
+    names = [name for name, robustness in found if any(point.extrapolated is None for point in robustness.points)]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)}: the upper end of the fitted range is not known, so effective robustness may be "
+        "extrapolated."
     )
 
 
@@ -117,7 +136,7 @@ def _point(point: RobustnessPoint) -> Iterator[Cell]:
     yield Cell(percent(point.shift), f"({percent_range(point.shift_interval)})")
     at_least = f"(at least {points(point.lowest)})" if point.undetermined else ""
     yield Cell(points(point.effective_robustness), at_least)
-    yield Cell("extrapolated" if point.extrapolated else "")
+    yield Cell("perhaps extrapolated" if point.extrapolated is None else "extrapolated" if point.extrapolated else "")
 
 
 def _diversity(statistics: Statistics, datasets: Sequence[DatasetStatistics]) -> Iterator[Section]:
@@ -141,6 +160,7 @@ def _diversity(statistics: Statistics, datasets: Sequence[DatasetStatistics]) ->
                 NOTHING if override is None else percent(override.follows_finetuned),
             )
         )
+    is_without_cka = any(each.diversity and each.diversity.cka_complement is None for each in datasets)
     if rows:
         yield Section(
             "How zero-shot and fine-tuned differ",
@@ -149,7 +169,8 @@ def _diversity(statistics: Statistics, datasets: Sequence[DatasetStatistics]) ->
                 *("1 - kappa", "KL (nats)", "1 - CKA", "follows zero-shot (%)", "follows fine-tuned (%)"),
             ),
             tuple(rows),
-            note="The last two columns say with whom the chosen alpha agrees where the two disagree.",
+            note="The last two columns say with whom the chosen alpha agrees where the two disagree."
+            + (WITHOUT_CKA if is_without_cka else ""),
         )
 
 

@@ -69,8 +69,9 @@ def _sources(
 ) -> Iterator[Source]:
     for name in names:
         role: Role = "id_val" if name == ID_VAL else "reference" if name in config.data.reference else "shift"
-        spec = dataset_of_run(config, run, name).spec
-        yield CellSource(name, spec, role, store, tuple(members), config.evaluate.max_bad_samples)
+        dataset = dataset_of_run(config, run, name)
+        class_map = None if dataset.class_map is None else dataset.class_map.name
+        yield CellSource(name, dataset.spec, role, store, tuple(members), config.evaluate.max_bad_samples, class_map)
 
 
 def _read(kind: Any, value: Any) -> Any:

@@ -70,7 +70,7 @@ def _robustness(statistics: Statistics, name: str, alpha: float) -> dict[str, ob
     return {
         "reference_accuracy": _decimal(point.reference),
         "effective_robustness_pp": f"{point.effective_robustness:.4f}",
-        "extrapolated": str(point.extrapolated).lower(),
+        "extrapolated": "" if point.extrapolated is None else str(point.extrapolated).lower(),
     }
 
 

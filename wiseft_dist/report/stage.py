@@ -35,6 +35,7 @@ def report(config: RunConfig, run: Run) -> Statistics:
     run.report.mkdir(parents=True, exist_ok=True)
     with tracking(config, run, "report") as tracker:
         tracker.event("started")
+        run.selection_file.unlink(missing_ok=True)
         curve = run.report / CURVE_FILE
         draw_curve(statistics, curve, curve.with_suffix(".svg"))
         classnames, counts = _classnames(config, run), _published_counts(config, run)
@@ -42,7 +43,7 @@ def report(config: RunConfig, run: Run) -> Statistics:
         write_atomically(run.report / "index.html", text)
         write_atomically(run.results_file, to_csv(statistics))
         write_atomically(run.statistics_file, json.dumps(statistics.as_dict(), indent=1, allow_nan=False))
-        # Last: it names the cells that the files above were made of, and so says that they are current.
+        # Gone first and back last: it names the cells that the other files were made of, so says that they are current.
         write_atomically(run.selection_file, json.dumps(_selection(config, run, statistics), indent=1))
         _track(tracker, statistics)
         tracker.image("curve", curve)

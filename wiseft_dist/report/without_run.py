@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored
+from wiseft_dist.evaluate.standalone.evaluation import RESULTS_FILE, STATISTICS_FILE, Evaluation, Scored
 from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
+from wiseft_dist.printable import printable
 from wiseft_dist.report.rows import COLUMNS, rows_of
 from wiseft_dist.run import write_atomically
 
-RESULTS_FILE, STATISTICS_FILE = "results.csv", "statistics.json"
 WIDTH = 100
 """Characters of a table: one with more datasets goes on in the next."""
 MAX_TITLE = 36
@@ -27,6 +28,9 @@ MAX_TITLE = 36
 def write_results(evaluation: Evaluation) -> dict[str, Statistics]:
     """Compute the statistics of each model or ensemble and write them.
 
+    ``statistics.json`` comes last and says which cells both files are of: without it, ``results.csv`` is of an earlier
+    call or of none.
+
     Returns:
         Them, by the model's title.
 
@@ -34,9 +38,11 @@ def write_results(evaluation: Evaluation) -> dict[str, Statistics]:
         RunError: if a cell is missing or damaged.
     """
     found = {each.sources.title: each.statistics() for each in evaluation.scored}
-    write_atomically(evaluation.output / RESULTS_FILE, _csv(found))
     models = [_described(each) | {"statistics": found[each.sources.title].as_dict()} for each in evaluation.scored]
-    write_atomically(evaluation.output / STATISTICS_FILE, json.dumps({"models": models}, indent=1, allow_nan=False))
+    told = {"cells": evaluation.cells_digest, "models": models}
+    (evaluation.output / STATISTICS_FILE).unlink(missing_ok=True)
+    write_atomically(evaluation.output / RESULTS_FILE, _csv(found))
+    write_atomically(evaluation.output / STATISTICS_FILE, json.dumps(told, indent=1, allow_nan=False))
     return found
 
 
@@ -101,7 +107,7 @@ class _Line:
 
 
 def _lines(scored: Scored, statistics: Statistics) -> Iterator[_Line]:
-    title = scored.sources.title
+    title = printable(scored.sources.title)
     short = title if len(title) <= MAX_TITLE else "…" + title[1 - MAX_TITLE :]
     for alpha in statistics.alphas:
         names = (str(statistics.reference), *statistics.shifts)
@@ -131,10 +137,10 @@ def _table(columns: Sequence[str], lines: Sequence[_Line], chosen: Sequence[int]
     table.add_column("model", overflow="fold")
     has_alphas = any(line.alpha for line in lines)
     for name in [*(["alpha"] if has_alphas else []), *(columns[index] for index in chosen)]:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     before = None
     for line in lines:
         model, alpha = "" if line.model == before else line.model, [line.alpha] if has_alphas else []
-        table.add_row(model, *alpha, *(line.values[index] for index in chosen))
+        table.add_row(escape(model), *alpha, *(line.values[index] for index in chosen))
         before = line.model
     return table

@@ -21,6 +21,8 @@ from wiseft_dist.evaluate.class_map import ClassMap, load_class_map
 FILES = ("imagenet", "imagenet_c", "cifar", "wilds", "video", "domains")
 """The files of ``data/datasets``, in the order in which they are listed."""
 
+NAME = re.compile(r"\w[\w.-]{0,199}")
+"""Of a dataset: folders and files are called after it."""
 NO_ENTRY = "none"
 """As ``catalog``: nothing is taken from the catalog, whatever the dataset is called."""
 
@@ -52,6 +54,8 @@ class Dataset:
     """Its own classes, which its labels count; None: not known here."""
     templates: tuple[str, ...] | None
     class_map: ClassMap | None
+    key: str
+    """What errors call its settings: ``data.datasets.NAME`` in a run."""
 
 
 def catalog() -> dict[str, DatasetSpec]:
@@ -95,17 +99,18 @@ def _spelling(name: str) -> str:
     return re.sub(r"[-_.]", "", name).casefold()
 
 
-def describe_dataset(name: str, given: DatasetSpec | None) -> Dataset:
+def describe_dataset(name: str, given: DatasetSpec | None, *, key: str | None = None) -> Dataset:
     """What is known of a dataset.
 
     Args:
         name: Its name, which may be one of the catalog, in any spelling.
         given: What the user says of it; goes before what the catalog says.
+        key: What errors call its settings; None: ``data.datasets.NAME``, where a run has them.
 
     Raises:
         UserError: if ``given`` names an entry, a list, a map or a column that does not exist.
     """
-    key = f"data.datasets.{name}"
+    key = f"data.datasets.{name}" if key is None else key
     given = given or DatasetSpec()
     entry = _entry_of(name, given.catalog, key)
     spec = given.model_copy(update={"catalog": None}) if entry is None else _merged(entry.spec, given, key)
@@ -115,12 +120,14 @@ def describe_dataset(name: str, given: DatasetSpec | None) -> Dataset:
     classnames = spec.classnames and read_classnames(spec.classnames, f"{key}.classnames")
     templates = spec.templates and read_prompts(spec.templates, f"{key}.templates")
     class_map = load_class_map(spec.class_map, f"{key}.class_map") if spec.class_map else None
+    if spec.reference_classes is not None:  # needed only when everything is scored, and then it must be there
+        load_class_map(spec.reference_classes, f"{key}.reference_classes")
     if class_map is not None and classnames and class_map.num_classes != len(classnames):
         raise UserError(
             f"{key}.class_map: {spec.class_map} leads to {class_map.num_classes} classes, but {spec.classnames} has "
             f"{len(classnames)}."
         )
-    return Dataset(name, spec, classnames or None, templates or None, class_map)
+    return Dataset(name, spec, classnames or None, templates or None, class_map, key)
 
 
 def _entry_of(name: str, wanted: str | None, key: str) -> Entry | None:
@@ -157,7 +164,8 @@ def _check_columns(spec: DatasetSpec, key: str) -> None:
 def read_dataset_file(path: Path | str) -> tuple[str, str, DatasetSpec]:
     """A user's own dataset in a few lines of YAML: ``shards``, perhaps ``name``, and the settings of DatasetSpec.
 
-    Paths in it are relative to the file.
+    Paths in it are relative to the file. It may come from anybody, so it is taken as it stands: nothing in it is
+    replaced by environment variables or other settings.
 
     Returns:
         Its name (the file's, if it gives none), its shards and its description.
@@ -166,11 +174,13 @@ def read_dataset_file(path: Path | str) -> tuple[str, str, DatasetSpec]:
         UserError: naming the file and what is wrong in it.
     """
     path = Path(path)
-    tree = load_tree(path)
+    tree = load_tree(path, resolve=False)
+    if "${" in repr(tree):
+        raise UserError(f"{path}: holds ${{...}}, which a dataset file cannot use: write the value itself.")
     shards, name = tree.pop("shards", None), tree.pop("name", path.stem)
     if not isinstance(shards, str):
         raise UserError(f"{path}: shards is missing: give the folder, glob or brace range of its tar files.")
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"{path}: name is {name!r}: use letters, digits, '-', '_' and '.'.")
     spec = parse_section(DatasetSpec, tree, source=str(path))
     return name, _beside(path, shards), with_absolute_files(spec, path.absolute().parent)
@@ -188,10 +198,10 @@ def with_absolute_files(spec: DatasetSpec, folder: Path | None = None) -> Datase
         folder: What paths are relative to; None: the working directory.
     """
     changed = {}
-    for field in ("classnames", "templates", "class_map", "robustness_fit"):
+    for field in ("classnames", "templates", "class_map", "robustness_fit", "reference_classes"):
         source = getattr(spec, field)
         if source is not None:
-            place = absolute(field, source)
+            place = absolute("class_map" if field == "reference_classes" else field, source)
             is_relative = place != source and folder is not None and not Path(source).expanduser().is_absolute()
             changed[field] = str(folder / source) if folder is not None and is_relative else place
     return spec.model_copy(update=changed)

@@ -68,7 +68,9 @@ def read_class_map(source: str, key: str) -> Any:
     """
     try:
         return json.loads(storage.read_text(_locate("class_map", source, key)))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists in lists
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{key}: {source} is not readable as JSON: {error}.") from None
 
 

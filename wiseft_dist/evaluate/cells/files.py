@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ METADATA = "metadata."
 """Begins the names of a dataset's own columns."""
 FEATURES = "feature_moments"
 """Column with the sums over the part's features in its first row."""
+LEFT_BEHIND_SECONDS = 3600
+"""A file that is being written is renamed long before; older ones are of writers that were killed."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def write_part_file(
     finally:
         aside.unlink(missing_ok=True)
     sync(folder)
+    _remove_left_behind(folder)
     return path
 
 
@@ -159,8 +163,22 @@ def read_features(path: Path) -> FeatureMoments:
     """The sums over features of a file that has them."""
     stored = read_columns(path, [FEATURES])[FEATURES][0].as_py()
     with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-        sums: dict[str, Any] = {field.name: arrays[field.name] for field in fields(FeatureMoments)}
-    return FeatureMoments(**sums | {"num_samples": int(sums["num_samples"])})
+        x, y, count = arrays["x"], arrays["y"], int(arrays["num_samples"])
+        xx, yy = _symmetric(arrays["xx"], len(x)), _symmetric(arrays["yy"], len(y))
+        xy = arrays["xy"].astype(np.float64)
+    return FeatureMoments(
+        count, x, y, xx + np.outer(x, x) / count, yy + np.outer(y, y) / count, xy + np.outer(x, y) / count
+    )
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Files beside the committed ones that a killed writer never renamed."""
+    for path in folder.glob(".part-*.parquet.*"):
+        try:
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_SECONDS:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # renamed or removed meanwhile
 
 
 def _refuse_other_positions(part: Part, predictions: Predictions) -> None:
@@ -200,10 +218,30 @@ def _lists(values: np.ndarray) -> pyarrow.Array:
 
 
 def _packed(features: FeatureMoments) -> bytes:
+    """A third of the bytes of the fp64 sums: products around the means in fp32, of symmetric ones the upper triangle.
+
+    Around the means nothing cancels later, so fp32 changes the alignment by 1e-7.
+    """
+    count, x, y = features.num_samples, features.x, features.y
+    upper_x, upper_y = np.triu_indices(len(x)), np.triu_indices(len(y))
     stream = io.BytesIO()
-    sums: Mapping[str, Any] = {field.name: getattr(features, field.name) for field in fields(FeatureMoments)}
-    np.savez(stream, **sums)
+    np.savez(
+        stream,
+        num_samples=count,
+        x=x,
+        y=y,
+        xx=(features.xx - np.outer(x, x) / count)[upper_x].astype(np.float32),
+        yy=(features.yy - np.outer(y, y) / count)[upper_y].astype(np.float32),
+        xy=(features.xy - np.outer(x, y) / count).astype(np.float32),
+    )
     return stream.getvalue()
+
+
+def _symmetric(upper: np.ndarray, width: int) -> np.ndarray:
+    """The fp64 matrix of an upper triangle."""
+    whole = np.zeros((width, width))
+    whole[np.triu_indices(width)] = upper
+    return np.asarray(whole + np.triu(whole, 1).T)
 
 
 @lru_cache(maxsize=2**16)

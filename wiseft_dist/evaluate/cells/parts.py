@@ -9,6 +9,7 @@ import heapq
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
@@ -36,8 +37,9 @@ class Part:
 def cut(sizes: Mapping[str, int], part_samples: int, *, num_readers: int = 1) -> list[Part]:
     """Cut datasets at the multiples of one length.
 
-    The length is halved while there are too few parts to keep all readers equally busy: finished parts of another
-    cut nest in those of this one, so little is scored again.
+    While there are too few parts to keep all readers equally busy, the length is divided by its smallest factor (halved
+    while it is even). Each length so divides those before it, and the parts of cuts for other numbers of readers nest:
+    what is finished is found again.
 
     Args:
         sizes: Samples by dataset.
@@ -47,10 +49,18 @@ def cut(sizes: Mapping[str, int], part_samples: int, *, num_readers: int = 1) ->
     total, length = sum(sizes.values()), part_samples
     smallest = min(part_samples, MIN_PART_SAMPLES)
     while num_readers > 1 and length > smallest and length * num_readers * PARTS_A_READER > total:
-        length = max(smallest, -(-length // 2))
+        finer = length // _smallest_factor(length)
+        if finer < smallest:
+            break
+        length = finer
     return [
         Part(name, start, min(start + length, size)) for name, size in sizes.items() for start in range(0, size, length)
     ]
+
+
+def _smallest_factor(number: int) -> int:
+    """Above 1; of 1 it is 1."""
+    return next((factor for factor in range(2, isqrt(number) + 1) if number % factor == 0), number)
 
 
 def assign(parts: Sequence[Part], num_readers: int) -> list[list[Part]]:

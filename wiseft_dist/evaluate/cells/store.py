@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import wiseft_dist
+from wiseft_dist import storage
 from wiseft_dist.config import RunConfig
+from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import ID_VAL, load_manifest
 from wiseft_dist.errors import RunError
-from wiseft_dist.evaluate.catalog.entries import describe_dataset
+from wiseft_dist.evaluate.catalog.entries import Dataset, describe_dataset
+from wiseft_dist.evaluate.catalog.lists import list_names
 from wiseft_dist.evaluate.cells import files as cell_files
 from wiseft_dist.evaluate.cells.files import COLUMNS, METADATA, PartFile, cover, empty, matrix, part_files, read_columns
 from wiseft_dist.evaluate.cells.parts import Part
+from wiseft_dist.evaluate.class_map import load_class_map
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
 from wiseft_dist.run import Run, alpha_name, digest
@@ -89,7 +93,7 @@ class CellStore:
             "merge": config.merge.model_dump(mode="json", include=set(METHOD_SETTINGS)),
             "evaluate": config.evaluate.model_dump(mode="json", include=set(ARITHMETIC)),
         }
-        return CellStore(run.cells, weights, lambda name: _content_of(config, run, name))
+        return CellStore(run.cells, weights, lambda name: content_of(config, run, name))
 
     def folder(self, dataset: str, member: Member) -> Path:
         """Where the cell is, or will be."""
@@ -178,26 +182,30 @@ class CellStore:
 
 
 def report_digest(config: RunConfig, store: CellStore, datasets: Iterable[str]) -> str:
-    """One hash for every cell of these datasets, their roles and what is known of them.
-
-    A report is current while it stays the same.
-    """
+    """A report is current while this hash of its cells, of the roles and of what is known of the datasets stays."""
     datasets = list(datasets)
     cells = [store.folder(name, member).name for name in datasets for member in members_of(config)]
-    specs = [describe_dataset(name, config.data.datasets.get(name)).spec for name in datasets]
-    files = [Path(spec.robustness_fit) for spec in specs if spec.robustness_fit is not None]
-    models = [file.read_text() for file in files if file.is_absolute() and file.is_file()]
-    known = [spec.model_dump(mode="json") for spec in specs]
-    return digest([REPORT_CODE_VERSION, list(config.data.reference), list(config.data.shifts), cells, known, models])
+    known = [_known(describe_dataset(name, config.data.datasets.get(name))) for name in datasets]
+    return digest([REPORT_CODE_VERSION, list(config.data.reference), list(config.data.shifts), cells, known])
 
 
-def _content_of(config: RunConfig, run: Run, name: str) -> Content:
-    manifest = load_manifest(run, name)
-    described = dataset_of_run(config, run, name)
+def _known(dataset: Dataset) -> list[Any]:
+    """What a report takes from a dataset's description, and from the files that it names."""
+    spec = dataset.spec
+    axis = spec.reference_classes and load_class_map(spec.reference_classes, "reference_classes").groups
+    is_file = spec.robustness_fit is not None and spec.robustness_fit not in list_names("robustness_fit")
+    models = storage.read_text(str(spec.robustness_fit)) if is_file else None
+    return [spec.model_dump(mode="json"), dataset.classnames, axis, models]
+
+
+def content_of(config: RunConfig, run: Run, name: str) -> Content:
+    """What a dataset of a run holds, and how it is read."""
+    manifest, described = load_manifest(run, name), dataset_of_run(config, run, name)
     key = {
-        # Keys are often just numbers: two versions of a test set can have the same, so the place counts too.
+        # The digest is of names, sizes and labels. Pixels and metadata can change without it, but not without the
+        # file's version; and two test sets at two places can have the same names.
         "content": manifest.content_digest,
-        "shards": digest([shard.url for shard in manifest.shards]),
+        "shards": shards_digest(manifest),
         "held_out": name == ID_VAL,
         "class_map": None if described.class_map is None else digest(described.class_map.groups),
         "crop_border": described.spec.crop_border,
@@ -205,6 +213,11 @@ def _content_of(config: RunConfig, run: Run, name: str) -> Content:
         "metadata": described.spec.metadata,
     }
     return Content(manifest.num_held_out if name == ID_VAL else manifest.num_samples, key)
+
+
+def shards_digest(manifest: Manifest) -> str:
+    """One hash for where the shards lie and which versions of the files they are."""
+    return digest([[shard.url, shard.version] for shard in manifest.shards])
 
 
 class _Identity:
@@ -265,7 +278,9 @@ def _read_cell(chosen: Sequence[tuple[PartFile, int]], columns: Sequence[str]) -
         if start > file.start:
             table = table.filter(pyarrow.array(matrix(table, "position") >= start))
         tables.append(table)
-    return pyarrow.concat_tables(tables).combine_chunks()
+    # A part without a single usable sample does not know how many labels the others' have.
+    filled = [table for table in tables if table.num_rows] or tables[:1]
+    return pyarrow.concat_tables(filled).combine_chunks()
 
 
 def _bad(chosen: Sequence[tuple[PartFile, int]]) -> tuple[BadSample, ...]:

@@ -61,35 +61,42 @@ def check_zero_shot(evaluation: Evaluation) -> Check:
     rows: list[Checked] = []
     for scored in evaluation.scored:
         architecture, pretrained = model_and_tag(scored.sources.zero_shot, scored.sources.architecture)
-        accuracies = {}
+        accuracies: dict[str, float] = {}
+        entries: dict[str, str] = {}
         for dataset in scored.datasets:
             predictions = scored.store.read(dataset.name, [Member(0.0)], columns=["classes"])
-            accuracies[dataset.dataset.spec.catalog or dataset.name] = float(predictions.correct[0].mean())
+            accuracies[dataset.name] = float(predictions.correct[0].mean())
+            entries[dataset.name] = dataset.dataset.spec.catalog or dataset.name
         title = scored.sources.zero_shot
-        rows += compare(title, accuracies, architecture=architecture, pretrained=pretrained)
+        rows += compare(title, accuracies, architecture=architecture, pretrained=pretrained, entries=entries)
     return Check(tuple(rows))
 
 
 def compare(
-    model: str, accuracies: Mapping[str, float], *, architecture: str | None, pretrained: str | None
+    model: str,
+    accuracies: Mapping[str, float],
+    *,
+    architecture: str | None,
+    pretrained: str | None,
+    entries: Mapping[str, str] | None = None,
 ) -> tuple[Checked, ...]:
     """Look up what is published of a model.
 
     Args:
         model: What it is called here.
-        accuracies: Top-1 as fractions, by the dataset's name in the catalog.
+        accuracies: Top-1 as fractions, by dataset.
         architecture: As open_clip calls it; None if that is not known.
         pretrained: The tag of its weights; None if that is not known.
+        entries: The datasets' names in the catalog, of which two may have the same; None: their own.
     """
-    known = architecture is not None and pretrained is not None
+
+    def published(dataset: str) -> float | None:
+        if architecture is None or pretrained is None:
+            return None
+        return published_accuracy(architecture, pretrained, (entries or {}).get(dataset, dataset))
+
     return tuple(
-        Checked(
-            model,
-            dataset,
-            100 * accuracy,
-            published_accuracy(str(architecture), str(pretrained), dataset) if known else None,
-            zero_shot_tolerance(),
-        )
+        Checked(model, dataset, 100 * accuracy, published(dataset), zero_shot_tolerance())
         for dataset, accuracy in accuracies.items()
     )
 

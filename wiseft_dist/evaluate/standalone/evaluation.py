@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,12 @@ from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
 from wiseft_dist.evaluate.standalone.model_sources import ModelSources
 from wiseft_dist.evaluate.statistics.cell_source import CellSource
 from wiseft_dist.evaluate.statistics.statistics import Role, Statistics, statistics
+from wiseft_dist.run import digest
+
+RESULTS_FILE, STATISTICS_FILE = "results.csv", "statistics.json"
+"""In the output folder; both are of the last call."""
+PATIENCE = 5.0
+"""Seconds for which cells that other processes wrote may stay invisible: shared file systems keep listings a while."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Scored:
     """Samples of a dataset that may be skipped."""
     heads: Mapping[str, str]
     """Which head classifies each dataset, in words."""
+    class_maps: Mapping[str, str | None]
+    """By dataset, the map from the head's classes to its own; None where they are the same."""
 
     @property
     def missing(self) -> Iterator[str]:
@@ -35,6 +44,12 @@ class Scored:
         for dataset in self.datasets:
             if left := self.store.missing(dataset.name, self.members):
                 yield f"{dataset.name}: {len(left)} of {len(self.members)} cells of {self.sources.title}"
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """Dataset and folder of every cell; the folder's name says what decides its numbers."""
+        names = (dataset.name for dataset in self.datasets)
+        return [(name, self.store.folder(name, member).name) for name in names for member in self.members]
 
     def statistics(self) -> Statistics:
         """Every number, from the cells.
@@ -47,7 +62,8 @@ class Scored:
     def _source(self, dataset: IndexedDataset) -> CellSource:
         role: Role = "reference" if dataset is self.datasets[0] else "shift"
         spec = dataset.dataset.spec
-        return CellSource(dataset.name, spec, role, self.store, self.members, self.max_bad)
+        class_map = self.class_maps[dataset.name]
+        return CellSource(dataset.name, spec, role, self.store, self.members, self.max_bad, class_map)
 
 
 @dataclass(frozen=True)
@@ -61,3 +77,21 @@ class Evaluation:
     def missing(self) -> list[str]:
         """What other processes have yet to finish, in words."""
         return [line for each in self.scored for line in each.missing]
+
+    @property
+    def cells_digest(self) -> str:
+        """One hash for every cell of the call, in its order."""
+        return digest([each.cells for each in self.scored])
+
+    def still_missing(self) -> list[str]:
+        """What is missing, looked at again for a few seconds."""
+        deadline = time.monotonic() + PATIENCE
+        while (left := self.missing) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return left
+
+
+def forget_results(output: Path) -> None:
+    """Delete the files of an earlier call, before cells of this one are computed."""
+    for name in (STATISTICS_FILE, RESULTS_FILE):
+        (output / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from wiseft_dist.evaluate.cells.store import ARITHMETIC, CellStore
 from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import TestSet, layers_of, open_test_set, score_part
-from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored
+from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored, forget_results
 from wiseft_dist.evaluate.standalone.given_datasets import GivenDataset, IndexedDataset, index_dataset
 from wiseft_dist.evaluate.standalone.heads import Classified, classify
 from wiseft_dist.evaluate.standalone.live_models import load_models
@@ -81,12 +81,15 @@ def _evaluate(
             num_readers=ranks.world_size,
         )
         reader = Reader(store, members, settings.max_bad_samples, Tracker(run, "evaluate"))
+        if reader.left(parts):
+            forget_results(output)
         own = assign(parts, ranks.world_size)[ranks.rank]
         if reader.left(own):
             use_cores(num_processes=ranks.local_world_size)
             reader.score(own, _scorer(models, classified, members, settings, device_of(ranks)))
     heads = {name: each.head for name, each in classified.items()}
-    return Scored(sources, tuple(datasets), tuple(members), store, settings.max_bad_samples, heads)
+    maps = {name: None if (used := each.dataset.class_map) is None else used.name for name, each in classified.items()}
+    return Scored(sources, tuple(datasets), tuple(members), store, settings.max_bad_samples, heads, maps)
 
 
 def _members(sources: ModelSources, settings: EvaluateConfig) -> list[Member]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,10 @@ from wiseft_dist.data.manifest import Manifest, index_shards
 from wiseft_dist.data.pack import COUNT_FILE, TEMPLATES_FILE
 from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.vocabulary import find_vocabulary_file, read_templates
+from wiseft_dist.distributed import discover_ranks
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import (
+    NAME,
     Dataset,
     Entry,
     catalog,
@@ -30,7 +31,6 @@ from wiseft_dist.evaluate.catalog.entries import (
 from wiseft_dist.evaluate.catalog.lists import data_file
 from wiseft_dist.evaluate.dataset_checks import unlike_published, with_own_classes
 
-NAME = re.compile(r"\w[\w.-]*")
 SPLITS = ("test", "val", "validation", "valid", "train", "main", "resolve")
 """Folders inside a dataset's own, on disk and on the hub; none of them tells datasets apart."""
 HUB = "https://huggingface.co/datasets/"
@@ -95,8 +95,9 @@ def index_dataset(given: GivenDataset, folder: Path) -> IndexedDataset:
         manifest = index_shards(given.url, target=LABEL_FIELDS, known=known, unique_keys=True)
         if manifest != known:
             manifest.save(file)
-    dataset = with_own_classes(describe_dataset(given.name, given.spec), given.url)
-    for sentence in unlike_published(dataset, given.spec, manifest):
+    dataset = with_own_classes(describe_dataset(given.name, given.spec, key=given.name), given.url)
+    sentences = unlike_published(dataset, given.spec, manifest)
+    for sentence in sentences if discover_ranks().is_main else []:
         print(f"wiseft: {sentence}", file=sys.stderr)
     return IndexedDataset(_with_templates(dataset, given.url), manifest)
 
@@ -108,6 +109,10 @@ def _given(text: str, shards: str | None) -> GivenDataset:
     name, equals, url = text.partition("=")
     if equals and NAME.fullmatch(name):
         return GivenDataset(name, _split_of(url))
+    if equals and "/" not in name and not Path(text).exists():
+        raise UserError(
+            f"--dataset {text!r}: {name!r} is no name for a dataset: use letters, digits, '-', '_' and '.'."
+        )
     if storage.is_remote(text) or "/" in text or Path(text).exists():
         return GivenDataset(_name_of(text), _split_of(text))
     return _of_catalog(text, shards)

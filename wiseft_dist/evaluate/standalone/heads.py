@@ -9,7 +9,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import Dataset
-from wiseft_dist.evaluate.cells.store import Content
+from wiseft_dist.evaluate.cells.store import Content, shards_digest
 from wiseft_dist.evaluate.class_map import ClassMap, map_for
 from wiseft_dist.evaluate.dataset_checks import refuse_other_labels
 from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
@@ -44,7 +44,7 @@ class Classified:
         prompts = None if self.prompts is None else digest([self.prompts.classnames, self.prompts.templates])
         key: dict[str, Any] = {
             "content": self.manifest.content_digest,
-            "shards": digest([shard.url for shard in self.manifest.shards]),
+            "shards": shards_digest(self.manifest),
             "prompts": prompts,
             "class_map": None if class_map is None else digest(class_map.groups),
             "crop_border": spec.crop_border,

@@ -165,9 +165,11 @@ def _identity(sources: ModelSources, weights: Sequence[Weights]) -> dict[str, An
 
 
 def _identity_of(weights: Weights) -> str:
-    """Of a committed folder what is in it, wherever it lies; else the files as they are now."""
+    """The files as they are now; of a committed folder also what is in it, and not where it lies."""
+    prints = weights.fingerprint()
     folders = {Path(str(file)).parent for file in weights.files() if isinstance(file, Path)}
     if len(folders) == 1 and is_committed(folder := folders.pop()):
-        return digest(read_commit(folder)["files"])
-    prints = weights.fingerprint()
+        # The record says what was committed. Another file of the same size in its place has another time.
+        found = {os.path.relpath(name, folder): each for name, each in prints.items()}
+        return digest([read_commit(folder)["files"], found])
     return digest({name if storage.is_remote(name) else os.path.realpath(name): each for name, each in prints.items()})

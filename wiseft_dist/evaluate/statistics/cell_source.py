@@ -23,6 +23,8 @@ class CellSource:
     """In rising order of alpha, those in output space last."""
     max_bad: int
     """Samples that may have been skipped: each reader counted only what it saw itself."""
+    class_map: str | None = None
+    """The map from the head's classes to the dataset's; None where they are the same."""
 
     def load(self) -> Predictions:
         """What all members said.

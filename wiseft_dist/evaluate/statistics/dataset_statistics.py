@@ -5,30 +5,35 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from wiseft_dist.config.dataset import DatasetSpec
+from wiseft_dist.evaluate.catalog.entries import find_entry
 from wiseft_dist.evaluate.class_map import load_class_map
 from wiseft_dist.evaluate.predictions import Member, Predictions
-from wiseft_dist.evaluate.statistics.diversity import Diversity, diversity
+from wiseft_dist.evaluate.statistics.dataset_numbers import AlphaStatistics, ClassAccuracy, DatasetStatistics, Role
+from wiseft_dist.evaluate.statistics.diversity import diversity
 from wiseft_dist.evaluate.statistics.intervals import Clusters, Draws, Interval, bootstrap, clopper_pearson
 from wiseft_dist.evaluate.statistics.metrics.accuracy import class_counts, mean_of_known, single_labels, top5
 from wiseft_dist.evaluate.statistics.metrics.calibration import (
-    ReliabilityBin,
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
 )
-from wiseft_dist.evaluate.statistics.metrics.primary import Primary, column, group_name, primary_metric
+from wiseft_dist.evaluate.statistics.metrics.primary import (
+    Primary,
+    column,
+    named_groups,
+    primary_metric,
+    refuse_unknown,
+)
 from wiseft_dist.evaluate.statistics.metrics.tally import Tally, proportion, ratio
 from wiseft_dist.evaluate.statistics.metrics.wilds import group_accuracies
-from wiseft_dist.evaluate.statistics.paired import Comparison, Endpoint, compare
+from wiseft_dist.evaluate.statistics.paired import compare
 from wiseft_dist.evaluate.statistics.robustness import ReferenceAxis, reference_axis
-
-Role = Literal["reference", "shift", "id_val"]
 
 
 class Source(Protocol):
@@ -46,98 +51,12 @@ class Source(Protocol):
     def role(self) -> Role:
         """Whether it is the reference, a shift, or the held-out piece of the training set."""
 
+    @property
+    def class_map(self) -> str | None:
+        """The map from the head's classes to its own; None where they are the same."""
+
     def load(self) -> Predictions:
         """The predictions of all members, in their order. Nothing else holds on to them."""
-
-
-@dataclass(frozen=True)
-class AlphaStatistics:
-    """One alpha on one dataset. Accuracies, intervals, ECE: fractions."""
-
-    alpha: float
-    value: float
-    """The dataset's primary metric (``DatasetStatistics.metric``)."""
-    interval: Interval
-    """Of ``value``: Clopper-Pearson for a proportion of unclustered samples, otherwise bootstrap."""
-    num_correct: int
-    """Samples whose most likely class is (one of) the right one(s)."""
-    top1: float
-    """``num_correct`` over all samples (of a video set: all frames)."""
-    top1_interval: Interval
-    """Clopper-Pearson; bootstrap of clusters where the dataset asks for it."""
-    top5: float
-    """Fraction with a right class among the five most likely."""
-    mean_per_class: float | None
-    """Mean over the classes with samples of the accuracy on each; ``None`` with several right labels a sample."""
-    ece: float
-    """Expected calibration error, 15 equal-width bins, all of them."""
-    nll: float
-    """Mean negative log-likelihood of the right class, in nats."""
-    brier: float
-    """Mean squared distance between the class probabilities and the right class, between 0 and 2."""
-    reliability: tuple[ReliabilityBin, ...]
-    """The 15 bins behind ``ece``."""
-    groups: dict[str, float]
-    """Accuracy by group where the dataset has groups (excluded ones too), by name; otherwise empty."""
-    pm_k: float | None
-    """Fraction of anchors that are right with all their neighbours; ``None`` unless the metric is pm0."""
-
-
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """One class at three alphas; ``None`` where that alpha was not evaluated."""
-
-    label: int
-    num_samples: int
-    zero_shot: float | None
-    """Accuracy at alpha 0, a fraction."""
-    chosen: float | None
-    """Accuracy at ``Statistics.chosen``, a fraction."""
-    finetuned: float | None
-    """Accuracy at alpha 1, a fraction."""
-
-
-@dataclass(frozen=True)
-class DatasetStatistics:
-    """All that is known of one dataset."""
-
-    name: str
-    title: str
-    """What tables and figures call it."""
-    role: Role
-    metric: str
-    """Of ``value``: top1, mean_per_class, macro_f1, worst_group or pm0."""
-    num_units: int
-    """What the metric counts: anchors for pm0, otherwise samples."""
-    num_samples: int
-    """Samples that were scored."""
-    num_skipped: int
-    """Samples that could not be decoded: they count in no number."""
-    alphas: tuple[AlphaStatistics, ...]
-    """Rising in alpha."""
-    output_space: tuple[AlphaStatistics, ...]
-    """Ensembles of outputs instead of weights, for comparison; empty where they were not evaluated."""
-    comparisons: tuple[Comparison, ...]
-    """Each alpha against the endpoints that were evaluated; fine-tuned against zero-shot once."""
-    diversity: Diversity | None
-    """``None`` unless both endpoints were evaluated."""
-    classes: tuple[ClassAccuracy, ...]
-    """Classes with samples, by label; empty with several right labels a sample."""
-    group: str | None = None
-    """The column of ``AlphaStatistics.groups``, such as ``region``; None without groups."""
-
-    def at(self, alpha: float) -> AlphaStatistics:
-        """The numbers of one alpha."""
-        return next(entry for entry in self.alphas if entry.alpha == alpha)
-
-    @property
-    def values(self) -> dict[float, float]:
-        """The primary metric by alpha, fractions."""
-        return {entry.alpha: entry.value for entry in self.alphas}
-
-    def compared(self, alpha: float, against: Endpoint) -> Comparison | None:
-        """Alpha against an endpoint, where that was done."""
-        return next((c for c in self.comparisons if c.alpha == alpha and c.against == against), None)
 
 
 @dataclass(frozen=True)
@@ -192,6 +111,7 @@ def measure(
         num_resamples: Of the bootstrap.
     """
     predictions, spec = source.load(), source.spec
+    refuse_unknown(source.name, members, predictions)
     correct = predictions.correct
     primary = primary_metric(source.name, spec, predictions, correct)
     seeds = (seed, zlib.crc32(source.name.encode()))
@@ -215,11 +135,18 @@ def measure(
         comparisons=compare(alphas, values, in_weight_space, primary.correct[: len(alphas)]),
         diversity=diversity(predictions, alphas),
         classes=(),
+        num_published_units=_published_units(spec),
         group=spec.group,
+        class_map=source.class_map,
     )
     if counts is not None:
         counts = ClassCounts(counts.num_samples, counts.num_correct[: len(alphas)])
     return Measured(spec, statistics, in_weight_space, counts, _axes(source.name, labels, predictions, alphas, axes))
+
+
+def _published_units(spec: DatasetSpec) -> int | None:
+    entry = find_entry(spec.catalog) if spec.metric == "pm0" and spec.catalog else None
+    return None if entry is None else entry.num_anchors
 
 
 def _axes(
@@ -271,6 +198,7 @@ def _entries(
             clusters = Clusters(spec.cluster, column(name, spec.cluster, "cluster", predictions))
         top1_intervals = _top1_intervals(correct, clusters, draws)
     groups = {} if spec.group is None else group_accuracies(column(name, spec.group, "group", predictions), correct)
+    names = named_groups(spec)
     top5s = top5(predictions.labels, predictions.top5)
     per_class = None if counts is None else mean_of_known(ratio(counts.num_correct, counts.num_samples))
 
@@ -289,7 +217,7 @@ def _entries(
             nll=negative_log_likelihood(predictions.log_probs[index]),
             brier=brier_score(predictions.briers[index]),
             reliability=bins,
-            groups={group_name(spec, group): float(accuracy[index]) for group, accuracy in groups.items()},
+            groups={names.get(group, str(group)): float(accuracy[index]) for group, accuracy in groups.items()},
             pm_k=None if primary.anchors is None else float(primary.anchors.pm_k[index].mean()),
         )
 

@@ -15,6 +15,8 @@ LEVEL = 0.95
 NUM_RESAMPLES = 1000
 CHUNK_BYTES = 2**25
 """Of weights, or of totals, that are held at a time."""
+MIN_UNITS = 2
+"""A resample of a single unit is that unit again: it would look as if the number were certain."""
 FEW_KINDS = 2000
 """Up to this many, drawing how many of each kind is faster than drawing every sample."""
 
@@ -82,14 +84,20 @@ def bootstrap(
         seed: The same seed gives the same draws.
         num_resamples: How many.
         clusters: Draws clusters if given.
+
+    Returns:
+        NaN throughout where there is only one unit, or one cluster, to draw.
     """
     rng = np.random.default_rng(seed)
     num_clusters = None
     if clusters is not None:
         tally, num_clusters = _by_cluster(tally, clusters.ids)
+    column = None if clusters is None else clusters.column
+    if tally.num_units < MIN_UNITS:
+        return Draws(np.full((num_resamples, len(tally.values)), np.nan), seed, column, num_clusters)
     rows = max(1, CHUNK_BYTES // (8 * max(tally.sums.shape)))
     values = [tally.weighted(weights) for weights in _weights(tally, rng, num_resamples, rows)]
-    return Draws(np.concatenate(values), seed, None if clusters is None else clusters.column, num_clusters)
+    return Draws(np.concatenate(values), seed, column, num_clusters)
 
 
 def _by_cluster(tally: Tally, ids: np.ndarray) -> tuple[Tally, int]:

@@ -87,7 +87,7 @@ def _first(dataset: str, title: str, gaps: tuple[Gap, ...]) -> Observation:
     """Accuracy is at least the straight line between the endpoints, at every alpha."""
     lowest = min(gaps, key=lambda entry: entry.gap)
     holds = lowest.gap >= -ROUNDING
-    noise = lowest.interval.low < 0 if holds else lowest.interval.high >= 0
+    noise = _within_noise(holds, lowest.interval)
     if holds:
         text = f"at no alpha does accuracy lie below the straight line between the endpoints (closest at {_at(lowest)})"
     else:
@@ -103,11 +103,16 @@ def _second(dataset: str, title: str, gaps: tuple[Gap, ...]) -> Observation:
     """Some alpha is better than both endpoints."""
     highest = max(gaps, key=lambda entry: entry.gap)
     holds = highest.gap > ROUNDING
-    noise = highest.interval.low <= 0 if holds else highest.interval.high > 0
+    noise = _within_noise(holds, highest.interval)
     many = sum(entry.gap > ROUNDING for entry in gaps)
     better = f"{many} of {len(gaps)} alphas {'is' if many == 1 else 'are'} better than both endpoints"
     text = f"{better} (best at {_at(highest)})" if holds else f"no alpha beats both endpoints (best at {_at(highest)})"
     return Observation(2, dataset, holds, noise, highest, gaps, _sentence(2, title, holds, text, highest, noise))
+
+
+def _within_noise(holds: bool, interval: Interval) -> bool:
+    """Whether the interval leaves the opposite possible. One that is not known (NaN) rules nothing out."""
+    return not interval.low > 0 if holds else not interval.high < 0
 
 
 def _at(gap: Gap) -> str:
@@ -117,6 +122,8 @@ def _at(gap: Gap) -> str:
 def _sentence(number: int, title: str, holds: bool, text: str, deciding: Gap, noise: bool) -> str:
     verdict = "holds" if holds else "does not hold"
     low, high = deciding.interval.low, deciding.interval.high
-    spread = f"{deciding.gap:+.2f} pp, 95 % interval {low:+.2f} to {high:+.2f} pp"
+    known = not (np.isnan(low) or np.isnan(high))
+    interval = f"95 % interval {low:+.2f} to {high:+.2f} pp" if known else "too little was sampled for an interval"
+    spread = f"{deciding.gap:+.2f} pp, {interval}"
     weight = "within sampling noise" if noise else "more than sampling noise"
     return f"Observation {number} {verdict} on {title}: {text}; {spread}: {weight}."

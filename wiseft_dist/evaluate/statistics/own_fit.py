@@ -23,6 +23,8 @@ from wiseft_dist.evaluate.statistics.robustness import BandPoint, Fit, Piece
 
 MIN_MODELS = 5
 """A line through fewer says little of the next model."""
+MIN_SPREAD = 1e-4
+"""Between the smallest and the largest logit of the reference accuracies: less has no direction but rounding's."""
 NUM_BAND_POINTS = 41
 COLUMNS = ("dataset", "reference", "shift")
 
@@ -93,8 +95,11 @@ def fit_models(name: str, models: Sequence[StandardModel], *, min_reference: flo
         )
     reference = np.array([model.reference for model in used])
     x, y = logit(reference), logit(np.array([model.shift for model in used]))
-    if np.ptp(x) == 0:
-        raise UserError(f"{name}: all {len(used)} models have the same reference accuracy: no line goes through them.")
+    if np.ptp(x) < MIN_SPREAD:
+        raise UserError(
+            f"{name}: all {len(used)} models have nearly the same reference accuracy: no line goes through them. "
+            "Give models that differ more, or none."
+        )
     line = linregress(x, y)
     piece = Piece(float(line.slope), float(line.intercept), r2=float(line.rvalue**2), num_models=len(used))
     low, high = float(reference.min()), float(reference.max())

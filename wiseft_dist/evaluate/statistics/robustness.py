@@ -71,11 +71,20 @@ class Fit:
         piece = next((p for p in reversed(self.pieces) if reference >= p.low), self.pieces[0])
         return float(expit(piece.slope * _logit(np.array(reference)) + piece.intercept))
 
-    def extrapolates(self, reference: float) -> bool:
-        """Whether no model this good, or this bad, was fitted, as far as that is known."""
-        too_low = self.fitted_low is not None and reference < self.fitted_low
-        too_high = self.fitted_high is not None and reference > self.fitted_high
-        return too_low or too_high
+    def extrapolates(self, reference: float) -> bool | None:
+        """Whether no model this good, or this bad, was fitted; None where the end on that side is not known."""
+        if self.fitted_low is not None and reference < self.fitted_low:
+            return True
+        if self.fitted_high is not None and reference > self.fitted_high:
+            return True
+        if self.fitted_low is not None and reference <= self._sure_high:
+            return False
+        return None
+
+    @property
+    def _sure_high(self) -> float:
+        """A reference accuracy up to which models were fitted: the known end, or else where the last piece begins."""
+        return self.pieces[-1].low if self.fitted_high is None else self.fitted_high
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,9 @@ class RobustnessPoint:
     """What a standard model of this reference accuracy reaches on the shift, a fraction."""
     effective_robustness: float
     """``shift - predicted`` in percentage points."""
-    extrapolated: bool
-    """Whether the reference accuracy lies outside what the line was fitted on (as far as that is known)."""
+    extrapolated: bool | None
+    """Whether the reference accuracy lies outside what the line was fitted on; ``None`` where that is not known: the
+    upper end of the published fits is not."""
     undetermined: float
     """Fraction of the reference's samples with none of these classes among the five kept ones. They count as wrong, so
     the accuracy lies between ``reference`` and ``reference + undetermined``."""

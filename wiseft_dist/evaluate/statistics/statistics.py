@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from wiseft_dist.config.dataset import DatasetSpec
+from wiseft_dist.evaluate.catalog.entries import entries, find_entry
 from wiseft_dist.evaluate.predictions import Member
-from wiseft_dist.evaluate.statistics.dataset_statistics import (
-    AlphaStatistics,
-    AxisKey,
-    ClassAccuracy,
-    DatasetStatistics,
-    Measured,
-    Role,
-    Source,
-    class_table,
-    measure,
-)
+from wiseft_dist.evaluate.statistics.dataset_numbers import AlphaStatistics, ClassAccuracy, DatasetStatistics, Role
+from wiseft_dist.evaluate.statistics.dataset_statistics import AxisKey, Measured, Source, class_table, measure
 from wiseft_dist.evaluate.statistics.intervals import NUM_RESAMPLES, Draws, Interval
 from wiseft_dist.evaluate.statistics.metrics.corruption import CorruptionError, corruption_of, mean_corruption_error
 from wiseft_dist.evaluate.statistics.observations import SHIFT_AVERAGE, Observation, observe
@@ -69,6 +62,8 @@ class Statistics:
     """Rising."""
     datasets: dict[str, DatasetStatistics]
     """By name: the reference, the shifts, ID-val where there is one."""
+    averaged_shifts: tuple[str, ...]
+    """The shifts in ``shift_average``: without ImageNet-C's sets, whose number is mCE, unless there are no others."""
     shift_average: tuple[ShiftAverage, ...]
     """Rising in alpha; empty without shifts."""
     choices: tuple[Choice, ...]
@@ -87,7 +82,7 @@ class Statistics:
     """Fits of the user's own models, by dataset; empty where no ``robustness_fit`` is a file of models."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: plain lists, objects with text keys, numbers; NaN and infinities become null."""
+        """For JSON: plain lists, objects with text keys, numbers; NaN becomes null, infinities the text ``inf``."""
         content: dict[str, Any] = _plain(self)
         return content
 
@@ -144,15 +139,26 @@ class _Axis:
 
 def _axis(shift: Source, sources: Sequence[Source], own_fits: Mapping[str, Fit]) -> _Axis | None:
     """None without a fit, or where its reference is not among the datasets."""
-    fit = own_fits.get(shift.name) or published_fits().get(shift.spec.robustness_fit or "")
+    fit = own_fits.get(shift.name) or _published_fit(shift.spec)
     wanted = shift.spec.reference
-    if wanted is None and shift.name in own_fits:
-        names = [s.name for s in sources if s.role == "reference"]
+    # Never the held-out piece: it is a piece of the training set, which standard models were not measured on.
+    others = [s for s in sources if s.role != "id_val"]
+    if wanted is None:
+        names = [s.name for s in others if s.role == "reference" and shift.name in own_fits]
     else:
-        names = [s.name for s in sources if wanted is not None and wanted in (s.name, s.spec.catalog)]
+        entry = find_entry(wanted)
+        names = [s.name for s in others if s.name == wanted]
+        names += [s.name for s in others if entry is not None and s.spec.catalog == entry.name]
     if fit is None or not names:
         return None
     return _Axis(fit, names[0], AxisKey(shift.spec.reference_classes, fit.merged))
+
+
+def _published_fit(spec: DatasetSpec) -> Fit | None:
+    """None also where the dataset goes by another metric than the one that the line was fitted on."""
+    fit = spec.robustness_fit
+    metrics = {entry.spec.metric for entry in entries().values() if entry.spec.robustness_fit == fit}
+    return published_fits().get(fit) if fit is not None and spec.metric in metrics else None
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,7 @@ class _Run:
             reference=reference,
             shifts=self._of_role("shift"),
             alphas=self.alphas,
+            averaged_shifts=self._averaged(),
             datasets={name: self._with_classes(entry, chosen) for name, entry in self.measured.items()},
             shift_average=self._shift_average(),
             choices=tuple(choices),
@@ -190,6 +197,14 @@ class _Run:
     def _of_role(self, role: Role) -> tuple[str, ...]:
         return tuple(name for name, entry in self.measured.items() if entry.statistics.role == role)
 
+    def _averaged(self) -> tuple[str, ...]:
+        """75 sets of one dataset's corruptions would drown every other shift; alone they are better than no average."""
+        shifts = self._of_role("shift")
+        return tuple(name for name in shifts if corruption_of(self._entry(name)) is None) or shifts
+
+    def _entry(self, name: str) -> str:
+        return self.measured[name].spec.catalog or name
+
     def _values(self, name: str) -> dict[float, float]:
         return self.measured[name].statistics.values
 
@@ -198,13 +213,13 @@ class _Run:
 
     def _average_draws(self) -> Draws | None:
         """Resamples of the shift average: each shift's own, as they are independent. None without shifts."""
-        shifts = self._of_role("shift")
+        shifts = self._averaged()
         if not shifts:
             return None
         return Draws(np.mean([self.measured[name].draws.values for name in shifts], axis=0))
 
     def _average_values(self) -> np.ndarray:
-        shifts = [list(self._values(name).values()) for name in self._of_role("shift")]
+        shifts = [list(self._values(name).values()) for name in self._averaged()]
         return np.asarray(np.mean(shifts, axis=0))
 
     def _shift_average(self) -> tuple[ShiftAverage, ...]:
@@ -251,7 +266,7 @@ class _Run:
     def _corruption(self) -> tuple[CorruptionError, ...]:
         errors = {}
         for name, entry in self.measured.items():
-            place = corruption_of(entry.spec.catalog or name)
+            place = corruption_of(self._entry(name))
             if place is not None:
                 errors[place] = 1 - np.array([each.top1 for each in entry.statistics.alphas])
         return mean_corruption_error(errors, self.alphas)
@@ -266,5 +281,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else str(value)
     return value

@@ -102,7 +102,14 @@ class Layers:
         return torch.cat(logits)[:count].float(), torch.cat(known)[:count] if known else None
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
-        return torch.split(batch, self._piece or len(batch))
+        if self._piece is None or len(batch) <= self._piece:
+            return [batch]
+        sizes = [self._piece] * (len(batch) // self._piece)
+        if (left := len(batch) % self._piece) == 1:
+            sizes[-1] += 1  # a single image goes through other kernels, whose last bit differs
+        elif left:
+            sizes.append(left)
+        return torch.split(batch, sizes)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.labels import split_targets
 from wiseft_dist.data.receipt import BadSample
+from wiseft_dist.errors import RunError
 from wiseft_dist.evaluate.predictions import NUM_TOP, FeatureMoments, Member, Predictions
 from wiseft_dist.evaluate.sweep.cache_size import images_that_fit
 from wiseft_dist.evaluate.sweep.moments import MomentSums
@@ -31,6 +32,7 @@ def sweep(
     columns: Sequence[str] = (),
     compare: bool = False,
     layers: Layers | None = None,
+    dataset: str = "",
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Predictions:
     """Score every member on every batch; each batch is decoded, moved and normalised once.
@@ -47,25 +49,34 @@ def sweep(
         compare: Score theta_0 too, whether it is a member or not, for divergences from it, and for the moments of its
             features and theta_1's if theta_1 is a member.
         layers: The ensemble's; given where several datasets are scored by the same compiled layers.
+        dataset: Its name, for errors.
         on_progress: Called with the number of samples finished since the last call.
+
+    Raises:
+        RunError: if a member's logits are NaN or infinite: no class is then the likeliest.
     """
     scorer = _Scorer(ensemble, layers or Layers(ensemble), members, class_map, compare)
     found, group = _Found(len(members)), _Group()
+
+    def finish(group: _Group) -> None:
+        scores = scorer.score(group)
+        _refuse_not_finite(dataset, members, group, scores)
+        found.add(group, scores)
+        on_progress(len(group))
+
     for batch in batches:
         found.bad += batch.bad
         if not len(batch):
             continue
         if cache_images is not None and group.batches and len(group) + len(batch) > cache_images:
-            found.add(group, scorer.score(group))
-            on_progress(len(group))
+            finish(group)
             group = _Group()
         activations = scorer.start(prepare(batch.images))
         group.add(batch, activations, num_columns=len(columns))
         if cache_images is None:
             cache_images = images_that_fit(activations.nbytes // len(activations), activations.device)
     if group.batches:
-        found.add(group, scorer.score(group))
-        on_progress(len(group))
+        finish(group)
     return found.predictions(columns, scorer.moments())
 
 
@@ -82,6 +93,10 @@ class _Group:
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(key for batch in self.batches for key in batch.keys)
 
     def add(self, batch: Batch, activations: Tensor, *, num_columns: int) -> None:
         labels = batch.targets[:, None] if batch.targets.ndim == 1 else batch.targets
@@ -160,6 +175,21 @@ class _Scorer:
         for (_, x), (_, y) in zip(zero_shot, finetuned, strict=True):
             if x is not None and y is not None:
                 self._sums.add(x, y)
+
+
+def _refuse_not_finite(dataset: str, members: Sequence[Member], group: _Group, scores: Scores) -> None:
+    """A NaN, +Inf or nothing but -Inf among a sample's logits makes its confidence NaN; `argmax` would name a class."""
+    is_wrong = ~scores.confidences.isfinite()
+    if not is_wrong.any():
+        return
+    member, sample = is_wrong.nonzero()[0].tolist()
+    of_dataset = f"{dataset}: " if dataset else ""
+    raise RunError(
+        f"{of_dataset}alpha {members[member].alpha:g} in {members[member].space} space gives sample "
+        f"{group.keys[sample]!r} logits that are not finite ({int(is_wrong[member].sum())} of {len(group)} samples): "
+        "in fp16 set evaluate.precision to bf16 or fp32; otherwise look at the weights with `wiseft merge --inspect`: "
+        "NaN gets into ensembles only with merge.allow_nonfinite."
+    )
 
 
 def _mixed(zero_shot: _Outputs, finetuned: _Outputs, alpha: float) -> list[Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from wiseft_dist.config.dataset import DatasetSpec
+from wiseft_dist.data.text_identity import text_identity
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.evaluate.predictions import Predictions
+from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.statistics.intervals import Clusters
 from wiseft_dist.evaluate.statistics.metrics.accuracy import mean_per_class, single_labels
 from wiseft_dist.evaluate.statistics.metrics.tally import Tally, proportion
@@ -68,6 +70,26 @@ def primary_metric(dataset: str, spec: DatasetSpec, predictions: Predictions, co
     return Primary(tally, correct, clusters, None)
 
 
+def refuse_unknown(dataset: str, members: Sequence[Member], predictions: Predictions) -> None:
+    """Refuse predictions of a model that said nothing: its class would be the first, and its calibration no number.
+
+    Args:
+        dataset: For errors.
+        members: K.
+        predictions: Of them.
+
+    Raises:
+        RunError: if a confidence is NaN, naming the first alpha.
+    """
+    for member, confidences in zip(members, predictions.confidences, strict=True):
+        if num_unknown := int(np.isnan(confidences).sum()):
+            raise RunError(
+                f"{dataset}: at alpha {member.alpha:g} {num_unknown} of {len(predictions)} samples have class "
+                "probabilities that are not numbers (NaN). Look at the weights of that model; then delete this "
+                "alpha's cells of the dataset and evaluate again, perhaps with evaluate.precision fp32."
+            )
+
+
 def column(dataset: str, name: str | None, use: str, predictions: Predictions) -> np.ndarray:
     """A metadata column, int64 ``[n]``.
 
@@ -90,25 +112,55 @@ def column(dataset: str, name: str | None, use: str, predictions: Predictions) -
     return predictions.metadata[name]
 
 
-def group_name(spec: DatasetSpec, group: int) -> str:
-    """What a group is called; its number where the description has no name for it."""
-    return spec.group_names[group] if 0 <= group < len(spec.group_names) else str(group)
+def named_groups(spec: DatasetSpec) -> dict[int, str]:
+    """What groups are called, by what stands for them in the column: their index, or the hash of a text."""
+    return dict(enumerate(spec.group_names)) | {text_identity(name): name for name in spec.group_names}
 
 
 def excluded_groups(spec: DatasetSpec) -> set[int]:
-    """The numbers of the groups that cannot be the worst; the catalog has seen to it that their names exist."""
-    return {spec.group_names.index(group) if isinstance(group, str) else group for group in spec.excluded_groups}
+    """What stands in the column for groups that cannot be the worst; the catalog has seen to it that names exist."""
+    names = named_groups(spec)
+    wanted = {names.get(group, group) if isinstance(group, int) else group for group in spec.excluded_groups}
+    return {place for place, name in names.items() if name in wanted} | {g for g in wanted if isinstance(g, int)}
 
 
 def _video(
     dataset: str, spec: DatasetSpec, predictions: Predictions, correct: np.ndarray, clusters: Clusters | None
 ) -> Primary:
-    """Anchors are the units: neighbours are looked at only through them."""
+    """Anchors are the units: neighbours are looked at only through them.
+
+    Anchors may be numbered anew in each video: an anchor is told by its video, the cluster column, too.
+    """
     names = column(dataset, spec.anchor, "anchor", predictions)
     offsets = column(dataset, spec.offset, "offset", predictions)
-    anchors = score_anchors(correct, names, offsets, spec.neighbours)
+    units = _units(names, None if clusters is None else clusters.ids)
+    _refuse_repeated(dataset, spec, units, offsets, predictions)
+    anchors = score_anchors(correct, units, offsets, spec.neighbours)
     if not len(anchors.frames):
         raise RunError(f"{dataset}: no frame has {spec.offset} 0, so there are no anchors. Look at its metadata.")
     if clusters is not None:
         clusters = Clusters(clusters.column, clusters.ids[anchors.frames])
     return Primary(proportion(anchors.pm0), anchors.pm0, clusters, anchors)
+
+
+def _units(anchors: np.ndarray, videos: np.ndarray | None) -> np.ndarray:
+    """A number for each pair of video and anchor, int64 ``[n]``."""
+    if videos is None:
+        return anchors
+    _, units = np.unique(np.stack([videos, anchors], axis=1), axis=0, return_inverse=True)
+    return np.asarray(units.reshape(-1))
+
+
+def _refuse_repeated(
+    dataset: str, spec: DatasetSpec, units: np.ndarray, offsets: np.ndarray, predictions: Predictions
+) -> None:
+    """An anchor is one frame: several would be anchors of one name, whose frames cannot be told apart."""
+    own = np.flatnonzero(offsets == 0)
+    _, first, counts = np.unique(units[own], return_index=True, return_counts=True)
+    if (counts > 1).any():
+        key = predictions.keys[own[first[counts > 1][0]]]
+        raise RunError(
+            f"{dataset}: {int((counts > 1).sum())} anchors have several frames whose {spec.offset} is 0, such as the "
+            f"one of sample {key!r}. Give each anchor its own {spec.anchor}, or name the videos' column as "
+            f"data.datasets.{dataset}.cluster."
+        )

@@ -59,10 +59,15 @@ def worst_group(groups: np.ndarray, correct: np.ndarray, excluded: Collection[in
     """
     counted = np.unique(groups[~np.isin(groups, list(excluded))])
     first, kinds = distinct(groups, correct)
-    inside = (groups[first][:, None] == counted).astype(np.float64)
-    hits = inside[:, None, :] * correct[:, first].T[:, :, None]
     num_alphas, num_groups = len(correct), len(counted)
-    sums = np.concatenate([hits.reshape(len(first), -1), inside], axis=1)
+    inside = np.flatnonzero(np.isin(groups[first], counted))
+    place = np.searchsorted(counted, groups[first][inside])
+    alphas, found = np.nonzero(correct[:, first[inside]])
+    # Sparse: a kind is of one group, and there may be many groups.
+    columns = np.concatenate([alphas * num_groups + place[found], num_alphas * num_groups + place])
+    rows = np.concatenate([inside[found], inside])
+    shape = (len(first), (num_alphas + 1) * num_groups)
+    sums = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
     def finish(totals: np.ndarray) -> np.ndarray:
         by_group = totals.reshape(*totals.shape[:-1], num_alphas + 1, num_groups)
