@@ -45,6 +45,7 @@ format: venv
 
 benchmarks: venv
 	$(BIN)/python -m benchmarks.evaluate
+	$(BIN)/python -m benchmarks.evaluate_statistics
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.finetune
 	$(BIN)/python -m benchmarks.merge
