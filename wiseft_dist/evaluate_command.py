@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.merge_command import SOURCE_HELP
+from wiseft_dist.merge_command import (
+    Alphas,
+    Carry,
+    Finetuned,
+    MethodName,
+    MissingHead,
+    RunDirectory,
+    Settings,
+    ZeroShot,
+)
 
 if TYPE_CHECKING:
     from wiseft_dist.config import EvaluateConfig, MergeConfig
@@ -22,21 +31,13 @@ if TYPE_CHECKING:
 
 TABLE_WIDTH = 100
 """Characters of a table, at a terminal or in a file."""
-RunDirectory = Annotated[Path | None, typer.Argument(help="Run directory.", metavar="[RUN]")]
 Datasets = Annotated[
     list[str] | None,
     typer.Option("--dataset", help="NAME=URL, a folder or URL of shards, a .yaml that describes it, or a name of the "
                  "catalog (with --shards); again for more. Of RUN: only this one."),
 ]  # fmt: skip
-ZeroShot = Annotated[str | None, typer.Option("--zero-shot", help=f"theta_0: {SOURCE_HELP}.")]
-Finetuned = Annotated[list[str] | None, typer.Option("--finetuned", help="theta_1: the same; again for theta_2, ...")]
 PlainModels = Annotated[list[str] | None, typer.Option("--model", help="A model to evaluate as it is; again for more.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Folder for cells, results.csv and statistics.json.")]
-Alphas = Annotated[str | None, typer.Option("--alphas", help="Grid 0:1:0.1 or list 0,0.5,1.", show_default="0:1:0.1")]
-MethodName = Annotated[str | None, typer.Option("--method", help="See docs/merging.md.", show_default="wise")]
-Settings = Annotated[Path | None, typer.Option("--settings", help="YAML file with settings of `merge:`.")]
-Carry = Annotated[list[str] | None, typer.Option("--carry", help="Tensors only theta_0 has: a pattern.")]
-MissingHead = Annotated[bool, typer.Option("--allow-missing-head", help="The head may be in one model only.")]
 Average = Annotated[bool, typer.Option("--average", help="theta_1 is the moving average that a checkpoint holds.")]
 Architecture = Annotated[
     str | None, typer.Option("--architecture", help="Of weights without a configuration: ViT-B-16, ViT-B-16:openai.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,13 @@ class Member:
     alpha: float
     space: Literal["weight", "output"] = "weight"
     """``weight``: the model theta_alpha. ``output``: the logits ``(1 - alpha) f(theta_0) + alpha f(theta_1)``."""
+
+
+def members_at(alphas: Iterable[float], *, output_space: bool) -> list[Member]:
+    """Every alpha in the order given, and then the mixture of both ends' logits at each between them, if wanted."""
+    alphas = list(alphas)
+    mixtures = [Member(alpha, "output") for alpha in alphas if 0 < alpha < 1] if output_space else []
+    return [*map(Member, alphas), *mixtures]
 
 
 @dataclass(frozen=True)

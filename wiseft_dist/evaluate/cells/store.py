@@ -27,7 +27,7 @@ from wiseft_dist.evaluate.cells import files as cell_files
 from wiseft_dist.evaluate.cells.files import COLUMNS, METADATA, PartFile, cover, empty, matrix, part_files, read_columns
 from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.class_map import load_class_map
-from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
+from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions, members_at
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
 from wiseft_dist.run import Run, alpha_name, digest
 from wiseft_dist.weights.finetuned import describe_models, without_places
@@ -59,10 +59,8 @@ class Content:
 
 
 def members_of(config: RunConfig) -> list[Member]:
-    """What a run scores: every alpha, and beside it the mixture of both ends' logits where that is wanted."""
-    alphas = config.merge.alphas
-    mixtures = [Member(alpha, "output") for alpha in alphas if 0 < alpha < 1] if config.evaluate.output_space else []
-    return [*map(Member, alphas), *mixtures]
+    """What a run scores."""
+    return members_at(config.merge.alphas, output_space=config.evaluate.output_space)
 
 
 class CellStore:

@@ -17,7 +17,7 @@ from wiseft_dist.distributed import device_of, discover_ranks, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import Part, assign, cut
 from wiseft_dist.evaluate.cells.store import ARITHMETIC, CellStore
-from wiseft_dist.evaluate.predictions import Member, Predictions
+from wiseft_dist.evaluate.predictions import Member, Predictions, members_at
 from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import TestSet, layers_of, open_test_set, score_part
 from wiseft_dist.evaluate.standalone.evaluation import Evaluation, Scored, forget_results
@@ -96,9 +96,7 @@ def _members(sources: ModelSources, settings: EvaluateConfig) -> list[Member]:
     """Every alpha, and beside it the mixture of both ends' logits where that is wanted; of a plain model itself."""
     if not sources.finetuned:
         return [Member(0.0)]
-    alphas = sorted(sources.merge.alphas)
-    mixtures = [alpha for alpha in alphas if 0 < alpha < 1] if settings.output_space else []
-    return [*map(Member, alphas), *(Member(alpha, "output") for alpha in mixtures)]
+    return members_at(sorted(sources.merge.alphas), output_space=settings.output_space)
 
 
 def _store(
