@@ -13,15 +13,14 @@ from wiseft_dist.config.finetune import (
     ScheduleConfig,
     ValidationConfig,
 )
+from wiseft_dist.config.launch import LaunchConfig, PreflightConfig, Resources
 from wiseft_dist.config.reading import dump_config, load_config, load_tree, parse_section
 from wiseft_dist.config.section import Precision, Section
 from wiseft_dist.config.sections import (
     DistributedConfig,
     EvaluateConfig,
-    LaunchConfig,
     MergeConfig,
     ModelConfig,
-    Resources,
     RunConfig,
     WandbConfig,
     refuse_number_of_models,
@@ -44,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Precision",
+    "PreflightConfig",
     "Resources",
     "RunConfig",
     "ScheduleConfig",

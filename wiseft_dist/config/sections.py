@@ -18,6 +18,7 @@ from pydantic import (
 from wiseft_dist import storage
 from wiseft_dist.config.data import DataConfig
 from wiseft_dist.config.finetune import FinetuneConfig
+from wiseft_dist.config.launch import LaunchConfig
 from wiseft_dist.config.section import Precision, Section
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -198,73 +199,6 @@ class DistributedConfig(Section):
 
     timeout_minutes: PositiveFloat = 30.0
     """A collective that takes longer ends the job."""
-
-
-class Resources(Section):
-    """What one job of a stage asks for."""
-
-    nodes: PositiveInt = 1
-    """Machines."""
-
-    tasks_per_node: PositiveInt = 1
-    """Processes a machine; for fine-tuning usually one a GPU."""
-
-    gpus_per_node: NonNegativeInt = 0
-    """GPUs a machine."""
-
-    cpus_per_task: PositiveInt | None = None
-    """CPU cores a process. Left out: the machine's cores divided by its processes (local), 1 (Slurm)."""
-
-    mem_gb: PositiveFloat | None = None
-    """Memory a machine."""
-
-    timeout_minutes: PositiveInt = 24 * 60
-    """Wall time after which the job is stopped."""
-
-    partition: str | None = None
-    """Slurm partition."""
-
-    account: str | None = None
-    """Slurm account."""
-
-    qos: str | None = None
-    """Slurm quality of service."""
-
-    constraint: str | None = None
-    """Slurm node features."""
-
-    setup: tuple[str, ...] = ()
-    """Shell lines that run in the job before Python."""
-
-    max_parallel: PositiveInt = 64
-    """Jobs of an array that run at the same time."""
-
-    extra: dict[str, str | int] = Field(default_factory=dict)
-    """Further ``sbatch`` options, by their long names."""
-
-    @property
-    def num_tasks(self) -> int:
-        """Processes of the whole job: the world size."""
-        return self.nodes * self.tasks_per_node
-
-
-class LaunchConfig(Section):
-    """Where the stages' processes live."""
-
-    executor: Literal["local", "slurm"] = "local"
-    """``local``: submitit's processes on this machine. ``slurm``: jobs chained by dependencies."""
-
-    finetune: Resources = Resources()
-    """Resources of the fine-tuning job."""
-
-    merge: Resources = Resources()
-    """Resources of the merge job."""
-
-    evaluate: Resources = Resources()
-    """Resources of each evaluation job; its processes share the job's images, without a process group."""
-
-    report: Resources = Resources()
-    """Resources of the report job."""
 
 
 class RunConfig(Section):
