@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 
-.PHONY: venv quickstart test test-kills test-merge-kills test-matrix test-fast lint format benchmarks clean
+.PHONY: venv quickstart test test-kills test-merge-kills test-matrix test-cluster test-fast lint format benchmarks clean
 
 venv: $(VENV)/.installed
 
@@ -29,7 +29,11 @@ test-merge-kills: venv  ## a merge killed at 50 random moments
 	WISEFT_MERGE_KILLS=50 $(BIN)/python -m pytest tests/merge/test_merge_kills.py -s
 
 test-matrix: venv  ## more variants of what `make test` shows: recipes, signals on Slurm, ranks and stages
-	WISEFT_MATRIX=1 $(BIN)/python -m pytest -m matrix
+	WISEFT_MATRIX=1 $(BIN)/python -m pytest -m matrix --ignore=tests/faults
+
+test-cluster: venv  ## everything on a real Slurm, the whole matrix of faults among it: three quarters of an hour; its table goes to build/
+	mkdir -p build
+	WISEFT_MATRIX=1 WISEFT_FAULT_TABLE=build/faults.md $(BIN)/python -m pytest tests/cluster tests/faults
 
 test-fast: venv  ## what takes seconds
 	$(BIN)/python -m pytest -m "not slow and not slurm"

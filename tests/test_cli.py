@@ -114,9 +114,11 @@ def test_plan_says_what_would_run_and_writes_nothing(world, tmp_path):
     done = wiseft("plan", world.config, f"output={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert " ".join(lines[0].split()) == "finetune 1 x 2 processes, 0 GPUs a node"
+    assert " ".join(lines[0].split()) == "finetune 1 x 2 processes, 0 GPUs a node, 1440 minutes"
     assert [line.split()[0] for line in lines[1:4]] == ["merge", "evaluate/1-of-1", "report"]
-    assert lines[2].endswith("0 GPUs a node; images: sketch 13, id_val 12, photo 11, clipart 7")
+    assert lines[2].endswith(
+        "0 GPUs a node, 1440 minutes; after merge; images: sketch 13, id_val 12, photo 11, clipart 7"
+    )
     assert "batch 8 = 2 ranks x 4 x 1 accumulation" in lines[4]
     assert lines[5] == "3 alphas on: photo 11, sketch 13, clipart 7"
     assert sorted(world.folder.rglob("*")) == before
@@ -129,7 +131,8 @@ def test_plan_as_json_has_the_same_arithmetic(world, tmp_path):
     assert described["global_batch_size"] == described["world_size"] * described["micro_batch_size"]
     assert described["steps"] == -(-2 * described["training_samples"] // 8)
     assert described["test_samples"] == {"photo": 11, "sketch": 13, "clipart": 7}
-    assert described["jobs"][0] == {"name": "finetune", "nodes": 1, "tasks_per_node": 2, "gpus_per_node": 0}
+    first = {"name": "finetune", "nodes": 1, "tasks_per_node": 2, "gpus_per_node": 0, "timeout_minutes": 1440}
+    assert first.items() <= described["jobs"][0].items()
 
 
 def test_plan_of_a_finished_run_has_nothing_left(finished, world):

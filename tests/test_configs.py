@@ -12,7 +12,7 @@ from tiny_run import CLASSNAMES
 from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
 from wiseft_dist.evaluate.catalog.entries import describe_dataset, find_entry
-from wiseft_dist.launch.start import preview
+from wiseft_dist.launch.preview import preview
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 NUM_SAMPLES = 200

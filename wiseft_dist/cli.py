@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from wiseft_dist import __version__
+from wiseft_dist.doctor_command import doctor
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate_command import evaluate
 from wiseft_dist.merge_command import merge
+from wiseft_dist.plan_command import plan
 from wiseft_dist.printable import printable
 from wiseft_dist.shards_command import app as shards_app
+from wiseft_dist.status_command import cancel, logs, status
+from wiseft_dist.sweep_command import sweep
 
 app = typer.Typer(
     name="wiseft",
@@ -28,6 +31,12 @@ app = typer.Typer(
 app.add_typer(shards_app)
 app.command()(merge)
 app.command()(evaluate)
+app.command()(plan)
+app.command()(doctor)
+app.command()(sweep)
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -99,41 +108,19 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     detach: Annotated[bool, typer.Option("--detach", help="Submit and return (Slurm).")] = False,
+    only_prepare: Annotated[
+        bool, typer.Option("--prepare", help="Write the run directory, print its path and submit nothing.")
+    ] = False,
 ) -> None:
     """Submit what is not committed yet and follow it; run again to resume."""
     from wiseft_dist.config import load_config
-    from wiseft_dist.launch.start import start
+    from wiseft_dist.launch.start import prepare, start
 
-    start(load_config(config, overrides or []), detach=detach)
-
-
-@app.command()
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show what would run where: jobs, ranks, batches, steps. Touches nothing."""
-    from wiseft_dist.config import load_config
-    from wiseft_dist.launch.start import preview
-
-    described = preview(load_config(config, overrides or []))
-    print(json.dumps(described, indent=1) if as_json else _plan_text(described))
-
-
-def _plan_text(described: dict[str, Any]) -> str:
-    lines = [_job_text(job) for job in described["jobs"]] or ["nothing left to do"]
-    batch = (
-        f"batch {described['global_batch_size']} = {described['world_size']} ranks x {described['micro_batch_size']} "
-        f"x {described['accumulation_steps']} accumulation; {described['steps']} steps for {described['epochs']:g} "
-        f"epochs of {described['training_samples']} samples in {described['training_shards']} shards "
-        f"({described['held_out_samples']} held out)"
-    )
-    tests = ", ".join(f"{name} {count}" for name, count in described["test_samples"].items())
-    return "\n".join([*lines, batch, f"{len(described['alphas'])} alphas on: {tests or 'nothing'}"])
-
-
-def _job_text(job: dict[str, Any]) -> str:
-    """A line: the job's name, its processes and, of the evaluation, how many images of each dataset it scores."""
-    images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
-    text = f"{job['name']:<24} {job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"
-    return f"{text}; images: {images}" if images else text
+    loaded = load_config(config, overrides or [])
+    if only_prepare:
+        print(prepare(loaded).path)
+    else:
+        start(loaded, detach=detach)
 
 
 @app.command()

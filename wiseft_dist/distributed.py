@@ -1,90 +1,23 @@
-"""Ranks, the process group, and what this process may use of its machine.
-
-The same stage runs under submitit's local executor, Slurm (submitit, srun) and torchrun; who started it is found
-out here and nowhere else.
-"""
+"""The process group, and what this process may use of its machine."""
 
 from __future__ import annotations
 
 import os
-import random
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.ranks import Ranks, discover_ranks
+from wiseft_dist.rendezvous import meeting
 
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process's place among the processes of its job."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-    master_address: str = "127.0.0.1"
-    master_port: int = 0
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
-        return self.rank == 0
-
-
-def discover_ranks() -> Ranks:
-    """Find out from the environment how this process was started.
-
-    Raises:
-        RunError: if Slurm's host list cannot be expanded.
-    """
-    environment = os.environ
-    if "RANK" in environment and "MASTER_PORT" in environment:  # torchrun
-        return Ranks(
-            rank=int(environment["RANK"]),
-            world_size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
-            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
-            master_address=environment["MASTER_ADDR"],
-            master_port=int(environment["MASTER_PORT"]),
-        )
-    if environment.get("SUBMITIT_EXECUTOR") == "local":
-        tasks = int(environment["SUBMITIT_LOCAL_NTASKS"])
-        rank = int(environment["SUBMITIT_LOCAL_GLOBALID"])
-        port = _port(environment["SUBMITIT_LOCAL_JOB_ID"])
-        return Ranks(rank, tasks, rank, tasks, "127.0.0.1", port)
-    if "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
-        return Ranks(
-            rank=int(environment["SLURM_PROCID"]),
-            world_size=int(environment["SLURM_NTASKS"]),
-            local_rank=int(environment["SLURM_LOCALID"]),
-            local_world_size=int(environment["SLURM_NTASKS"]) // int(environment["SLURM_NNODES"]),
-            master_address=_first_host(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]),
-            master_port=_port(environment["SLURM_JOB_ID"] + environment.get("SLURM_RESTART_COUNT", "")),
-        )
-    return Ranks(master_port=_port(str(os.getpid())))
-
-
-def _port(job_id: str) -> int:
-    """A port that every rank of a job computes alike and two jobs on a machine rarely share."""
-    return random.Random(job_id).randint(20_000, 32_000)  # below the range that the kernel hands out
-
-
-def _first_host(node_list: str) -> str:
-    command = ["scontrol", "show", "hostnames", node_list]
-    try:
-        answer = subprocess.run(command, check=False, capture_output=True, text=True)
-    except OSError as error:
-        raise RunError(f"`{' '.join(command)}` cannot be run to find this job's first node: {error}") from error
-    if answer.returncode or not answer.stdout.strip():
-        raise RunError(f"`{' '.join(command)}` does not name this job's first node: {answer.stderr.strip()}")
-    return answer.stdout.split()[0]
+MIN_MEETING_MINUTES, MAX_MEETING_MINUTES = 1.0, 10.0
+"""For the slowest node to start, however long a collective may take."""
 
 
 def device_of(ranks: Ranks) -> torch.device:
@@ -95,13 +28,28 @@ def device_of(ranks: Ranks) -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if ranks.local_world_size > visible > 1:
+    return torch.device("cuda", gpu_index(torch.cuda.device_count(), ranks.local_rank, ranks.local_world_size))
+
+
+def gpu_index(num_visible: int, local_rank: int, local_world_size: int) -> int:
+    """Which of the GPUs that a process sees is its own.
+
+    A process that sees one takes it: Slurm isolates each task's (``--gpus-per-task=1``), or there is but one for all.
+
+    Args:
+        num_visible: GPUs that this process sees; of those, ``CUDA_VISIBLE_DEVICES`` may hide some.
+        local_rank: Its number among the processes of its machine.
+        local_world_size: How many those are.
+
+    Raises:
+        UserError: if it sees several, but fewer than there are processes.
+    """
+    if local_world_size > num_visible > 1:
         raise UserError(
-            f"{ranks.local_world_size} processes on a machine with {visible} GPUs: set tasks_per_node and "
+            f"{local_world_size} processes on a machine with {num_visible} GPUs: set tasks_per_node and "
             "gpus_per_node of this stage in launch to the same number."
         )
-    return torch.device("cuda", 0 if visible == 1 else ranks.local_rank)
+    return 0 if num_visible == 1 else local_rank
 
 
 def use_cores(num_processes: int) -> None:
@@ -113,7 +61,14 @@ def use_cores(num_processes: int) -> None:
 
 
 @contextmanager
-def process_group(ranks: Ranks, *, timeout_minutes: float, on_host: bool = False) -> Iterator[None]:
+def process_group(
+    ranks: Ranks,
+    *,
+    timeout_minutes: float,
+    folder: Path | None = None,
+    on_host: bool = False,
+    meeting_minutes: float | None = None,
+) -> Iterator[Ranks]:
     """Join the job's process group (nccl on GPUs, gloo on CPUs) and leave it at the end.
 
     The variables that DeepSpeed looks for are exported, so that it never goes looking for MPI.
@@ -122,39 +77,63 @@ def process_group(ranks: Ranks, *, timeout_minutes: float, on_host: bool = False
         ranks: This process's place.
         timeout_minutes: After so long a collective is given up, or somewhat later: in training, the watchdog that can
             name who is missing comes first.
+        folder: One that all ranks see, where they learn where to meet; not needed under torchrun, or alone.
         on_host: Leave GPUs alone.
+        meeting_minutes: How long to wait for the last rank; left out, as long as for a collective, within reason.
+
+    Yields:
+        The ranks, with the port where they have met.
 
     Raises:
-        RunError: if the group does not come together.
+        RunError: if the group does not come together, naming who is missing.
     """
     device = torch.device("cpu") if on_host else device_of(ranks)
-    os.environ.update(
-        RANK=str(ranks.rank),
-        WORLD_SIZE=str(ranks.world_size),
-        LOCAL_RANK=str(device.index or 0 if device.type == "cuda" else ranks.local_rank),  # DeepSpeed's device number
-        MASTER_ADDR=ranks.master_address,
-        MASTER_PORT=str(ranks.master_port),
-    )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=_group_timeout(timeout_minutes),
-            device_id=device if device.type == "cuda" else None,
-        )
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        raise RunError(
-            f"rank {ranks.rank} of {ranks.world_size} could not join the process group at "
-            f"{ranks.master_address}:{ranks.master_port}: {error}"
-        ) from error
+    minutes = meeting_minutes or max(MIN_MEETING_MINUTES, min(timeout_minutes, MAX_MEETING_MINUTES))
+    with meeting(ranks, folder, limit_seconds=60 * minutes) as (store, met), _exported(met, device):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=met.rank,
+                world_size=met.world_size,
+                timeout=_group_timeout(timeout_minutes),
+                device_id=device if device.type == "cuda" else None,
+            )
+        except (dist.DistError, RuntimeError, ValueError) as error:
+            raise RunError(
+                f"rank {met.rank} of {met.world_size} could not join the process group at "
+                f"{met.master_address}:{met.master_port}: {error}"
+            ) from error
+        try:
+            yield met
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _exported(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """Tell a group's place to DeepSpeed, and to nobody after that: it would look like a launcher's."""
+    place = {
+        "RANK": ranks.rank,
+        "WORLD_SIZE": ranks.world_size,
+        "LOCAL_RANK": device.index or 0 if device.type == "cuda" else ranks.local_rank,  # DeepSpeed's device number
+        "LOCAL_WORLD_SIZE": ranks.local_world_size,
+        "MASTER_ADDR": ranks.master_address,
+        "MASTER_PORT": ranks.master_port,
+    }
+    before = {name: os.environ.get(name) for name in place}
+    os.environ.update({name: str(value) for name, value in place.items()})
     try:
         yield
-        dist.barrier()
     finally:
-        dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _group_timeout(minutes: float) -> timedelta:

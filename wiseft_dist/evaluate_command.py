@@ -134,8 +134,8 @@ def _list(*, as_json: bool) -> None:
 
 
 def _evaluate_run(run_directory: Path, datasets: list[str] | list[None], *, as_json: bool) -> None:
-    from wiseft_dist.distributed import discover_ranks
     from wiseft_dist.pipeline import execute
+    from wiseft_dist.ranks import discover_ranks
     from wiseft_dist.run import Run
 
     run = Run(run_directory.absolute())

@@ -108,8 +108,8 @@ def _inspect(source: str, *, as_json: bool) -> None:
 
 
 def _merge_run(run_directory: Path, *, verify: bool) -> None:
-    from wiseft_dist.distributed import discover_ranks
     from wiseft_dist.pipeline import execute
+    from wiseft_dist.ranks import discover_ranks
     from wiseft_dist.run import Run
 
     run = Run(run_directory.absolute())
@@ -154,8 +154,8 @@ def _merge_files(
     *,
     verify: bool,
 ) -> None:
-    from wiseft_dist.distributed import discover_ranks
     from wiseft_dist.merge.files import merge_files, merge_to_store
+    from wiseft_dist.ranks import discover_ranks
     from wiseft_dist.storage import is_remote
 
     if is_remote(output):

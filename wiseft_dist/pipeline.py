@@ -7,19 +7,25 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wiseft_dist.attempts import attempt
+from wiseft_dist.claims import StageTakenError
 from wiseft_dist.config import Resources, RunConfig, batch_arithmetic
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, sizes_to_evaluate
-from wiseft_dist.errors import UserError
+from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.parts import job_names, parts_of_job
 from wiseft_dist.evaluate.cells.store import CellStore, members_of, report_digest
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.publish import ensembles_are_published, report_is_published
+from wiseft_dist.ranks import discover_ranks, node_name
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event
+from wiseft_dist.visibility import wait_until_visible
 from wiseft_dist.weights.finetuned import are_models_known, is_finetuned
 
 STAGES = ("finetune", "merge", "evaluate", "report")
+WAIT_FOR_CONFIG_SECONDS = 60.0
+"""For the run's own settings to show up; what else may take how long is written in them."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,14 @@ def describe(config: RunConfig, manifests: dict[str, Manifest]) -> dict[str, Any
     }
 
 
-def execute(stage: str, run: Run, *, dataset: str | None = None, part: str | None = None) -> None:
+def execute(
+    stage: str,
+    run: Run,
+    *,
+    dataset: str | None = None,
+    part: str | None = None,
+    check: Callable[[RunConfig], None] | None = None,
+) -> None:
     """Run a stage in this process (group); a failure is written to the run's events before it is raised.
 
     Args:
@@ -137,15 +150,23 @@ def execute(stage: str, run: Run, *, dataset: str | None = None, part: str | Non
         run: The run.
         dataset: Evaluate only this one.
         part: Evaluate only what this job scores, such as ``1-of-3``.
+        check: Asked first; what it raises is the stage's failure.
 
     Raises:
-        UserError: if there is no such stage or the directory is no run.
+        UserError: if there is no such stage, the directory is no run, or someone else is at work on the stage.
     """
     if stage not in STAGES:
         raise UserError(f"{stage} is not a stage. Stages: {', '.join(STAGES)}.")
+    wait_until_visible(run.config_file.is_file, run.config_file, WAIT_FOR_CONFIG_SECONDS)
     config = run.load_config()
     try:
-        _stage_function(stage, dataset, part)(config, run)
+        if check is not None:
+            check(config)
+        _wait_for_stages_before(config, run, stage)
+        with attempt(config, run, stage, part, discover_ranks()):
+            _stage_function(stage, dataset, part)(config, run)
+    except StageTakenError:
+        raise  # of the stage itself there is nothing to tell
     except BaseException as error:
         if not isinstance(error, SystemExit):  # submitit leaves a requeued job this way
             append_event(
@@ -158,6 +179,32 @@ def execute(stage: str, run: Run, *, dataset: str | None = None, part: str | Non
                 error=str(error) or type(error).__name__,
             )
         raise
+
+
+def _wait_for_stages_before(config: RunConfig, run: Run, stage: str) -> None:
+    seconds = config.launch.visible_seconds
+    if not wait_until_visible(lambda: _is_ready(config, run, stage), run.path, seconds):
+        raise RunError(
+            f"{stage} cannot begin: {node_name()} does not see in {run.path} what the stages before it "
+            f"have to write, {seconds:g} s after they had ended (launch.visible_seconds). "
+            f"`wiseft run {run.config_file}` does what is missing."
+        )
+
+
+def _is_ready(config: RunConfig, run: Run, stage: str) -> bool:
+    """Whether what the stages before have committed is there, as far as this one cannot begin without it."""
+    if stage == "finetune":
+        return True
+    if stage == "merge":
+        return is_finetuned(config, run)
+    try:
+        if stage == "evaluate" or not are_models_known(config, run):
+            return are_models_known(config, run)
+        sizes = sizes_to_evaluate(config, run)
+    except RunError:  # what was counted of the shards is not there
+        return False
+    parts = [part for name in job_names(config, sizes) for part in parts_of_job(config, sizes, name)]
+    return not CellStore.of_run(config, run).left(parts, members_of(config))
 
 
 def _stage_function(stage: str, dataset: str | None, part: str | None) -> Callable[[RunConfig, Run], object]:

@@ -259,6 +259,25 @@ def read_commit(folder: Path) -> dict[str, Any]:
     return record
 
 
+def refuse_damaged(checkpoint: Path, *, share: int = 0, num_shares: int = 1) -> None:
+    """Hold the files of a committed checkpoint against their hashes.
+
+    Args:
+        checkpoint: Its folder.
+        share: Which of the files are read: every ``num_shares``-th from this one on.
+        num_shares: Among how many processes they are dealt.
+
+    Raises:
+        UserError: naming the first file that differs.
+    """
+    for name, entry in sorted(read_commit(checkpoint)["files"].items())[share::num_shares]:
+        if sha256_file(checkpoint / name) != entry["sha256"]:
+            raise UserError(
+                f"{checkpoint / name}: not the file that was committed. Delete {checkpoint} to resume from the one "
+                "before."
+            )
+
+
 def commit_digest(folder: Path) -> str:
     """One hash for the content of a committed folder, from the files' own hashes."""
     files = read_commit(folder)["files"]

@@ -73,6 +73,26 @@ def read_events(run: Run) -> list[dict[str, Any]]:
     return [event for line in lines if (event := _parsed(line)) is not None]
 
 
+def read_events_from(run: Run, offset: int) -> list[dict[str, Any]]:
+    """The events from a byte of the file on; of a line that began before it, nothing.
+
+    Args:
+        run: The run.
+        offset: Negative: so many bytes before the end.
+    """
+    try:
+        with run.events_file.open("rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            start = max(0, size + offset) if offset < 0 else min(offset, size)
+            handle.seek(max(0, start - 1))
+            lines = handle.read().decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    if start:
+        lines = lines[1:]  # empty where the byte before was the end of a line
+    return [event for line in lines if (event := _parsed(line)) is not None]
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     """The event of a line; nodes that append to one file on a network file system can tear each other's lines."""
     try:

@@ -74,6 +74,39 @@ def devcluster(slurm_installed: None) -> Iterator[Devcluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def running_accounting(slurm_installed: None) -> Iterator[Devcluster]:
+    """Two nodes with accounting and preemption, where memory is counted and ended jobs are soon forgotten."""
+    settings = (
+        "MinJobAge=2",
+        "KillWait=2",
+        "SlurmdTimeout=5",
+        "SelectTypeParameters=CR_CPU_Memory",
+        "DefMemPerCPU=500",
+        "JobAcctGatherParams=OverMemoryKill",
+    )
+    with new_devcluster() as cluster:
+        cluster.up(
+            "--nodes", "2", "--preempt", "--accounting", *(part for line in settings for part in ("--set", line))
+        )
+        yield cluster
+
+
+@pytest.fixture
+def accounting_devcluster(running_accounting: Devcluster, monkeypatch: pytest.MonkeyPatch) -> Devcluster:
+    """The cluster with accounting; SLURM_CONF points this test at it."""
+    monkeypatch.setenv("SLURM_CONF", str(running_accounting.slurm_conf))
+    return running_accounting
+
+
+@pytest.fixture(scope="session")
+def gpu_devcluster(slurm_installed: None) -> Iterator[Devcluster]:
+    """Two nodes that promise two GPUs each; tests point themselves at it."""
+    with new_devcluster() as cluster:
+        cluster.up("--nodes", "2", "--gpus", "2")
+        yield cluster
+
+
 @pytest.fixture
 def second_devcluster(slurm_installed: None) -> Iterator[Devcluster]:
     """The place of another cluster, not yet started; taken down in any case."""

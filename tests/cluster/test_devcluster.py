@@ -70,7 +70,9 @@ def test_up_twice_says_that_it_already_runs_and_prints_the_same_line(devcluster:
     assert again.stdout == f"export SLURM_CONF={devcluster.slurm_conf}\n"
 
 
-@pytest.mark.parametrize("options", [["--nodes", "3"], ["--cpus", "1"], ["--preempt"]])
+@pytest.mark.parametrize(
+    "options", [["--nodes", "3"], ["--cpus", "1"], ["--preempt"], ["--gpus", "2"], ["--accounting"], ["--set", "A=1"]]
+)
 def test_up_with_another_shape_is_refused_and_disturbs_nothing(devcluster: "Devcluster", options: list[str]) -> None:
     refused = devcluster.call("up", *options)
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -124,6 +126,48 @@ def test_a_low_job_is_preempted_by_a_high_one_and_starts_again(second_devcluster
     second_devcluster.slurm("srun", "-p", "high", "--exclusive", "true")
     assert job_field(second_devcluster, low, "Restarts") == "1"
     wait_until(lambda: (tmp_path / "low").read_text() == "start 0\nstart 1\n", seconds=30)
+
+
+def test_tasks_see_all_gpus_of_a_node_or_one_each(gpu_devcluster: "Devcluster") -> None:
+    seen = {
+        options: sorted(
+            gpu_devcluster.slurm("srun", "-N1", "-n2", *options, "printenv", "CUDA_VISIBLE_DEVICES").split()
+        )
+        for options in (("--gpus-per-node=2",), ("--gpus-per-task=1",))
+    }
+    assert list(seen.values()) == [["0,1", "0,1"], ["0", "1"]]
+
+
+def test_a_setting_replaces_the_own_one_and_comes_back_in_the_words_of_status(second_devcluster: "Devcluster") -> None:
+    options = ["--nodes", "1", "--set", "killwait=7", "--set", "SlurmctldParameters=preempt_send_user_signal"]
+    second_devcluster.up(*options)
+    lines = second_devcluster.slurm_conf.read_text().splitlines()
+    assert [line for line in lines if line.lower().startswith("killwait")] == ["killwait=7"]
+    assert "preempt_send_user_signal" in second_devcluster.slurm("scontrol", "show", "config")
+    assert "--set killwait=7" in second_devcluster.call("status").stdout
+    assert second_devcluster.call("up", *options).returncode == 0
+
+
+def test_a_killed_node_has_nothing_running_and_can_be_started_again(second_devcluster: "Devcluster") -> None:
+    second_devcluster.up("--nodes", "2", "--set", "SlurmdTimeout=5")
+    submit(second_devcluster, "-N2", "--output=/dev/null", "--wrap", "srun sleep 600")
+    wait_until(lambda: processes_mentioning(second_devcluster.slurm_conf).count("/usr/bin/sleep 600 ") == 2)
+    assert second_devcluster.call("kill-node", "127.0.0.12").returncode == 0
+    assert processes_mentioning(second_devcluster.slurm_conf).count("/usr/bin/sleep 600 ") == 1
+    assert "the slurmd of 127.0.0.12 is dead" in second_devcluster.call("status").stdout
+    assert second_devcluster.call("start-node", "127.0.0.12").returncode == 0
+    assert "the slurmd of" not in second_devcluster.call("status").stdout
+    assert second_devcluster.call("kill-node", "127.0.0.19").returncode == 2
+
+
+@pytest.mark.matrix
+def test_the_tasks_of_a_node_outlive_its_slurmd(second_devcluster: "Devcluster") -> None:
+    second_devcluster.up("--nodes", "1")
+    submit(second_devcluster, "--output=/dev/null", "--wrap", "sleep 600")
+    wait_until(lambda: processes_mentioning(second_devcluster.slurm_conf).count("sleep 600 ") == 1)
+    assert second_devcluster.call("kill-node", "--slurmd-only", "127.0.0.11").returncode == 0
+    assert processes_mentioning(second_devcluster.slurm_conf).count("sleep 600 ") == 1
+    assert second_devcluster.call("start-node", "127.0.0.11").returncode == 0
 
 
 def submit(cluster: "Devcluster", *options: str) -> str:

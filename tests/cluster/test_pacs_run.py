@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.run import Run, is_committed, read_commit
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pacs.yaml"
@@ -45,7 +46,7 @@ def pacs(request: pytest.FixtureRequest, devcluster: object, tmp_path_factory: p
         pytest.skip("WISEFT_TEST_DATA does not name a folder with the PACS shards")
     output = tmp_path_factory.mktemp("pacs") / "run"
     settings = (CONFIG, "launch.executor=slurm", f"output={output}", f"merge.alphas={request.param}",
-                "evaluate.job_images=700", "evaluate.part_samples=512")  # fmt: skip
+                "evaluate.job_images=1200", "evaluate.part_samples=512")  # fmt: skip
     submitted = wiseft(*settings, "--detach")
     changed = wiseft(*settings, "evaluate.batch_size=128")
     followed = wiseft(*settings)
@@ -98,11 +99,11 @@ def test_two_nodes_trained_and_every_stage_left_committed_output(pacs: Finished)
 
 def test_stages_waited_for_each_other_and_evaluation_was_one_array(pacs: Finished) -> None:
     run = pacs.run
-    jobs: dict[str, str] = json.loads((run.jobs / "submitted.json").read_text())
+    jobs = {name: entry.job_id for name, entry in read_ledger(run).items()}
     arrays = {job_id.split("_")[0] for name, job_id in jobs.items() if name.startswith("evaluate/")}
     assert len(arrays) == 1
-    # 2,958 pictures of the domains and the held-out ones, at 700 a job.
-    assert {name for name in jobs if name.startswith("evaluate/")} == {f"evaluate/{n}-of-5" for n in range(1, 6)}
+    # 2,958 pictures of the domains and the held-out ones, at 1,200 a job.
+    assert {name for name in jobs if name.startswith("evaluate/")} == {f"evaluate/{n}-of-3" for n in range(1, 4)}
     events = [json.loads(line) for line in run.events_file.read_text().splitlines()]
     ended = {e["stage"]: e["time"] for e in events if e["event"] == "finished"}
     started = {e["stage"]: e["time"] for e in reversed(events) if e["event"] == "started"}

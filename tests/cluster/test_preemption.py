@@ -1,4 +1,7 @@
-"""A job that Slurm preempts, requeues or ends saves its training first, and comes back only where it should."""
+"""A job that Slurm requeues or ends saves its training first, and comes back only where it should.
+
+tests/faults has the preemption by another job, and shows in continuous integration that `scancel` loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from wiseft_dist.tracking import read_events
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.matrix]
 
 SETTINGS = (
     "finetune.epochs=100",
@@ -79,23 +82,11 @@ def to_the_second_rank(cluster: Devcluster, job: str) -> None:
     pytest.fail(f"job {job} has no second rank")
 
 
-def as_in_the_grace_time_of_a_preemption(cluster: Devcluster, job: str) -> None:
-    cluster.slurm("scancel", "--signal=TERM", job)
-
-
 def by_requeuing(cluster: Devcluster, job: str) -> None:
     cluster.slurm("scontrol", "requeue", job)
 
 
-@pytest.mark.parametrize(
-    "preempt",
-    [
-        pytest.param(to_the_second_rank, marks=pytest.mark.matrix),
-        as_in_the_grace_time_of_a_preemption,
-        pytest.param(to_the_job, marks=pytest.mark.matrix),
-        pytest.param(by_requeuing, marks=pytest.mark.matrix),
-    ],
-)
+@pytest.mark.parametrize("preempt", [to_the_second_rank, to_the_job, by_requeuing])
 def test_a_preempted_job_saves_comes_back_and_does_no_step_twice(
     devcluster: Devcluster,
     small_world: World,

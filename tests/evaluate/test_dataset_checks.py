@@ -15,7 +15,8 @@ from wiseft_dist.data.stage import index_all
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.lists import read_classnames
 from wiseft_dist.evaluate.dataset_checks import check_datasets
-from wiseft_dist.launch.start import preview, resolve_paths
+from wiseft_dist.launch.preview import preview
+from wiseft_dist.launch.start import resolve_paths
 
 HEAD = ("cat", "lynx", "dog", "wolf")
 

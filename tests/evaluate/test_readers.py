@@ -19,13 +19,13 @@ from tiny_run import SIZES, command
 
 from wiseft_dist.config import DatasetSpec
 from wiseft_dist.data.stage import index
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.cells.store import CellStore, Content
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.reader import Reader
 from wiseft_dist.evaluate.stage import evaluate, parts_of_reader, read
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, read_events
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from wiseft_dist.config import FinetuneConfig, ValidationConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import Account
-from wiseft_dist.distributed import Ranks, device_of, discover_ranks, process_group
+from wiseft_dist.distributed import device_of, process_group
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
@@ -30,6 +30,7 @@ from wiseft_dist.finetune.loop import Loop
 from wiseft_dist.finetune.meter import Meter
 from wiseft_dist.finetune.validation import ValidationTimes, Validator
 from wiseft_dist.finetune.watchdog import Watchdog
+from wiseft_dist.ranks import Ranks, discover_ranks
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker
 

@@ -13,8 +13,9 @@ from tiny_finetune import NUM_SAMPLES
 
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.transforms import EvaluationTransform
-from wiseft_dist.distributed import Ranks, process_group
+from wiseft_dist.distributed import process_group
 from wiseft_dist.finetune.features.compute import Features, FeatureSource, compute_features
+from wiseft_dist.ranks import Ranks
 
 CHUNK_SAMPLES = 8
 CHUNKS = NUM_SAMPLES // CHUNK_SAMPLES

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.finetune.meter import Meter
+from wiseft_dist.ranks import Ranks
 
 CPU = torch.device("cpu")
 

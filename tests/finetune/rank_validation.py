@@ -22,13 +22,13 @@ from wiseft_dist.data.batch import ClassLabel
 from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.features.stream import FeatureStream
 from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.validation import HeldOutStream, ValidationTimes, Validator
 from wiseft_dist.models.clip import preprocess_of, read_config
+from wiseft_dist.ranks import Ranks
 
 TIMES = ValidationTimes(ValidationConfig(), global_batch_size=8, num_training=32, total_steps=8)
 

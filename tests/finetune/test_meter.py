@@ -15,8 +15,8 @@ import torch.distributed as dist
 from rank_meter import CPU, Clock, make_meter, on_rank, spend, train
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.finetune.meter import Meter, duration, untried
+from wiseft_dist.ranks import Ranks
 
 CUDA = torch.device("cuda")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.finetune.stopping import ECHO_SECONDS, SIGNALS, StopRequest
+from wiseft_dist.ranks import Ranks
 
 
 @pytest.mark.parametrize("number", SIGNALS)

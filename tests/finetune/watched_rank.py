@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from wiseft_dist.distributed import discover_ranks, process_group
+from wiseft_dist.distributed import process_group
 from wiseft_dist.finetune.watchdog import Watchdog
+from wiseft_dist.ranks import discover_ranks
 
 
 def main(folder: Path, minutes: float, starving: int | None) -> None:

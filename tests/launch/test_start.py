@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tiny_run import wiseft
 
+from wiseft_dist.code_identity import code_identity
 from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.errors import UserError
 from wiseft_dist.launch.follow import only_one
-from wiseft_dist.launch.start import _warn_of, start
+from wiseft_dist.launch.ledger import read_ledger
+from wiseft_dist.launch.start import prepare, start, warn_of
 from wiseft_dist.run import Run
+from wiseft_dist.tracking import append_event, read_events
 
 AT_WORK = "another `wiseft run` is at work on this run; nothing was started"
 
@@ -103,5 +107,34 @@ def test_a_launch_into_the_background_lets_go_of_the_lock_first(copied, monkeypa
 
 
 def test_a_warning_cannot_speak_to_the_terminal(capsys):
-    _warn_of(["photo: \x1b[2Jtitled"])
+    warn_of(["photo: \x1b[2Jtitled"])
     assert capsys.readouterr().err == "wiseft: photo: \\x1b[2Jtitled\n"
+
+
+def test_a_prepared_run_has_its_directory_and_no_jobs(world, tmp_path):
+    run = Run(tmp_path / "run")
+    done = wiseft("run", "--prepare", world.config, f"output={run.path}", "launch.finetune.tasks_per_node=1")
+    assert (done.returncode, done.stdout) == (0, f"{run.path}\n"), done.stderr
+    assert run.load_config().launch.finetune.num_tasks == 1
+    assert (run.manifests / "train.json").is_file()
+    assert not run.checkpoints.exists() and read_ledger(run) == {}
+    assert [event["event"] for event in read_events(run)] == ["code"]
+
+
+def test_a_run_that_goes_on_with_other_code_says_so_once(world, tmp_path, capsys):
+    config = load_config(world.config, [f"output={tmp_path / 'run'}"])
+    run = prepare(config)
+    append_event(run.events_file, stage="finetune", event="attempt", code="0123456789abcdef", version="0.0.1")
+    capsys.readouterr()
+    prepare(config)
+    said = capsys.readouterr().err
+    assert "what is left runs with other code than before: " in said
+    assert f"({code_identity().digest}" in said and "and it was 0.0.1 (0123456789abcdef)" in said
+    prepare(config)
+    assert capsys.readouterr().err == ""
+    assert [event["event"] for event in read_events(run)] == ["code", "attempt", "warning", "code"]
+
+
+def test_a_container_that_nobody_starts_is_named(world, tmp_path, capsys):
+    prepare(load_config(world.config, [f"output={tmp_path / 'run'}", "launch.all.container=x.sif"]))
+    assert "launch.finetune.container is not used" in capsys.readouterr().err

@@ -23,11 +23,12 @@ import safetensors.torch
 import torch
 
 from wiseft_dist.config import MergeConfig
-from wiseft_dist.distributed import discover_ranks, process_group
+from wiseft_dist.distributed import process_group
 from wiseft_dist.errors import RunError
 from wiseft_dist.merge.journal import journals
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.merge.writer import write_ensembles
+from wiseft_dist.ranks import discover_ranks
 from wiseft_dist.run import alpha_name, is_committed
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.sources import open_weights

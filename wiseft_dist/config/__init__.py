@@ -1,6 +1,7 @@
 """The configuration: its sections, how a YAML file becomes them, and the arithmetic of the batch."""
 
 from wiseft_dist.config.batch import batch_arithmetic
+from wiseft_dist.config.checking import parse_section
 from wiseft_dist.config.data import AugmentConfig, DataConfig
 from wiseft_dist.config.dataset import DatasetSpec, Metric
 from wiseft_dist.config.finetune import (
@@ -14,7 +15,7 @@ from wiseft_dist.config.finetune import (
     ValidationConfig,
 )
 from wiseft_dist.config.launch import LaunchConfig, PreflightConfig, Resources
-from wiseft_dist.config.reading import dump_config, load_config, load_tree, parse_section
+from wiseft_dist.config.reading import dump_config, load_config
 from wiseft_dist.config.section import Precision, Section
 from wiseft_dist.config.sections import (
     DistributedConfig,
@@ -25,6 +26,7 @@ from wiseft_dist.config.sections import (
     WandbConfig,
     refuse_number_of_models,
 )
+from wiseft_dist.config.trees import load_tree
 
 __all__ = [
     "AugmentConfig",

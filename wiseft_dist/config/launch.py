@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from wiseft_dist.config.section import Section
+
+STAGE_SECTIONS = ("finetune", "merge", "evaluate", "report")
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)S?(_|$)", re.IGNORECASE)
+"""Names of variables that hold secrets; ``TOKENIZERS_PARALLELISM`` is none."""
+
+OPTIONS_OF_SETTINGS = {
+    "nodes": "nodes",
+    "ntasks": "tasks_per_node",
+    "ntasks-per-node": "tasks_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "gpus-per-task": "gpu_isolation",
+    "cpus-per-task": "cpus_per_task",
+    "mem": "mem_gb",
+    "time": "timeout_minutes",
+    "signal": "warning_seconds",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "container-image": "container",
+    "container-mounts": "container_mounts",
+}
+"""Options of sbatch that settings of :class:`Resources` stand for."""
+
+OPTIONS_OF_LAUNCH = (
+    *("array", "dependency", "kill-on-invalid-dep", "requeue", "no-requeue"),
+    *("job-name", "output", "error", "open-mode", "export", "export-file", "wait", "parsable", "wrap"),
+)
+"""Options of sbatch on which chaining, watching and resuming jobs rests."""
 
 
 class Resources(Section):
@@ -69,13 +107,55 @@ class Resources(Section):
     max_parallel: PositiveInt = 64
     """Jobs of an array that run at the same time."""
 
-    extra: dict[str, str | int] = Field(default_factory=dict)
-    """Further ``sbatch`` options, by their long names."""
+    extra: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Further ``sbatch`` options, by their long names; ``true`` for one without a value (``exclusive: true``)."""
 
     @property
     def num_tasks(self) -> int:
         """Processes of the whole job: the world size."""
         return self.nodes * self.tasks_per_node
+
+    @field_validator("environment")
+    @classmethod
+    def _variables_without_secrets(cls, environment: dict[str, str | int]) -> dict[str, str | int]:
+        for name in environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a variable")
+            if SECRET.search(name):
+                raise ValueError(
+                    f"{name} looks like a secret, and the run directory holds its configuration in plain text: "
+                    f"leave it out and `export {name}=...` before `wiseft run`, jobs inherit it"
+                )
+        return environment
+
+    @field_validator("extra")
+    @classmethod
+    def _options_without_a_setting(cls, extra: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for name in extra:
+            option = name.replace("_", "-")
+            if option in OPTIONS_OF_SETTINGS:
+                raise ValueError(f"{name} has a setting of its own: use {OPTIONS_OF_SETTINGS[option]}")
+            if option in OPTIONS_OF_LAUNCH or not re.fullmatch(r"[a-z][a-z0-9-]*", option):
+                raise ValueError(f"{name} cannot be set here: jobs are chained, watched and resumed by it")
+        return extra
+
+    @model_validator(mode="after")
+    def _warning_comes_before_the_end(self) -> Self:
+        if self.warning_seconds >= 60 * self.timeout_minutes:
+            raise ValueError(
+                f"warning_seconds is {self.warning_seconds}, and the job has {self.timeout_minutes} minutes: "
+                "give it more time (timeout_minutes) or a later warning"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> Self:
+        if self.gpu_isolation and self.tasks_per_node != self.gpus_per_node:
+            raise ValueError(
+                f"gpu_isolation shows each process one GPU of its own, but tasks_per_node is {self.tasks_per_node} and "
+                f"gpus_per_node is {self.gpus_per_node}: set both to the same number, or gpu_isolation=false"
+            )
+        return self
 
 
 class PreflightConfig(Section):
@@ -106,6 +186,9 @@ class LaunchConfig(Section):
     site: str | None = None
     """A site profile: the name of a file in ``configs/sites``, or a path. What it says counts less than this file;
     it is looked up when the run is started, and ``RUN/config.yaml`` holds what came of it."""
+
+    all: Resources | None = None
+    """What the stages have in common: the defaults of each. Empty once it is read: the stages hold what came of it."""
 
     snapshot: bool = True
     """Slurm jobs run a copy of the code as it is when they are submitted."""

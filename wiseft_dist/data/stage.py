@@ -18,19 +18,45 @@ ID_VAL = "id_val"
 """The dataset made of the training set's held-out samples."""
 
 
-def index_all(config: RunConfig, run: Run | None = None) -> dict[str, Manifest]:
+def index_all(
+    config: RunConfig, run: Run | None = None, *, known: Mapping[str, Manifest] | None = None
+) -> dict[str, Manifest]:
     """List the training shards and every test set; read and check what is new. Writes nothing.
 
     Args:
         config: The run's configuration.
         run: Shards that this run has indexed and that have not changed are not read again.
+        known: The same for what another run on some of these shards has just indexed.
 
     Raises:
         UserError: naming the first URL, shard, sample or class list that does not fit, or a training shard that
             changed after the run was trained on it.
     """
     refuse_credentials(config)
-    return _index_all(config, run, {} if run is None else _known(config, run))
+    before = dict(known or {}) | ({} if run is None else _known(config, run))
+    manifests = {TRAIN: _index_training(config, before.get(TRAIN))}
+    if run is not None:
+        refuse_other_training_data(run, manifests[TRAIN])
+    for name in config.data.evaluated:
+        manifests[name] = _index_test(config, name, before.get(name))
+    return manifests
+
+
+def refuse_other_training_data(run: Run, now: Manifest) -> None:
+    """A run that has begun to train goes on with the samples that it began with, wherever they lie now.
+
+    Raises:
+        UserError: naming the first difference.
+    """
+    file, checkpoint = _manifest_file(run, TRAIN), newest_checkpoint(run)
+    if checkpoint is None or not file.is_file():
+        return
+    difference = _difference(Manifest.load(file), now)
+    if difference is not None:
+        raise UserError(
+            f"data.train: {difference}, but {run.path} was trained on it as it was (up to {checkpoint.name}). "
+            "Put it back, or choose another output for a run on the new data."
+        )
 
 
 def index(config: RunConfig, run: Run, manifests: dict[str, Manifest] | None = None) -> dict[str, Manifest]:
@@ -80,15 +106,6 @@ def _known(config: RunConfig, run: Run) -> dict[str, Manifest]:
     return {name: Manifest.load(file) for name, file in files.items() if file.is_file()}
 
 
-def _index_all(config: RunConfig, run: Run | None, known: dict[str, Manifest]) -> dict[str, Manifest]:
-    manifests = {TRAIN: _index_training(config, known.get(TRAIN))}
-    if run is not None and TRAIN in known:
-        _refuse_other_training_data(run, known[TRAIN], manifests[TRAIN])
-    for name in config.data.evaluated:
-        manifests[name] = _index_test(config, name, known.get(name))
-    return manifests
-
-
 def _index_training(config: RunConfig, known: Manifest | None) -> Manifest:
     """List and check the training shards."""
     contrastive = config.finetune.recipe == "contrastive"
@@ -117,17 +134,6 @@ def _index_test(config: RunConfig, name: str, known: Manifest | None) -> Manifes
     manifest = index_shards(pattern, target=LABEL_FIELDS, known=known, unique_keys=True)
     check_own_labels(name, pattern, manifest)
     return manifest
-
-
-def _refuse_other_training_data(run: Run, before: Manifest, now: Manifest) -> None:
-    """A run that has begun to train goes on with the samples that it began with, wherever they lie now."""
-    checkpoint = newest_checkpoint(run)
-    difference = None if checkpoint is None else _difference(before, now)
-    if checkpoint is not None and difference is not None:
-        raise UserError(
-            f"data.train: {difference}, but {run.path} was trained on it as it was (up to {checkpoint.name}). "
-            "Put it back, or choose another output for a run on the new data."
-        )
 
 
 def _difference(before: Manifest, now: Manifest) -> str | None:

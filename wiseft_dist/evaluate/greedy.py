@@ -17,7 +17,7 @@ from torch import Tensor
 import wiseft_dist
 from wiseft_dist.config import DatasetSpec, RunConfig
 from wiseft_dist.data.stage import ID_VAL, sizes_to_evaluate
-from wiseft_dist.distributed import device_of, discover_ranks, require_single_process, use_cores
+from wiseft_dist.distributed import device_of, require_single_process, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import describe_dataset
 from wiseft_dist.evaluate.cells.parts import Part
@@ -29,7 +29,8 @@ from wiseft_dist.merge.methods.method import Slices
 from wiseft_dist.merge.methods.uniform_soup import UniformSoup
 from wiseft_dist.models.classifier import Classifier
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.ranks import discover_ranks
+from wiseft_dist.run import Run, refuse_damaged, write_atomically
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import candidates_digest, open_models
 from wiseft_dist.weights.pairing import Models
@@ -57,6 +58,7 @@ def choose_soup(config: RunConfig, run: Run) -> None:
         return
     require_single_process("merge with greedy_soup")
     use_cores(num_processes=1)
+    refuse_damaged(run.finished_checkpoint())
     candidates = range(1 + len(config.merge.models))
     with (
         tracking(config, run, "merge", job="soup") as tracker,

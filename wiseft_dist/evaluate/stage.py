@@ -9,7 +9,7 @@ import torch
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import sizes_to_evaluate
-from wiseft_dist.distributed import Ranks, device_of, discover_ranks, use_cores
+from wiseft_dist.distributed import device_of, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import Part, assign, cut, parts_of_job
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
@@ -18,7 +18,8 @@ from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
-from wiseft_dist.run import Run
+from wiseft_dist.ranks import Ranks, discover_ranks
+from wiseft_dist.run import Run, refuse_damaged
 from wiseft_dist.tracking import Tracker
 from wiseft_dist.weights.finetuned import open_models
 
@@ -84,6 +85,7 @@ def _load_scorer(config: RunConfig, run: Run, device: torch.device) -> Score:
 
 def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensemble:
     """theta_0 from the run, theta_1 straight from the sharded checkpoint. What was not trained is held once."""
+    refuse_damaged(run.finished_checkpoint())
     module, method = load_module(config, run, device), make_method(config.merge)
     with open_models(config, run) as models:
         # Statistics are those of the whole model, of which the module is only what classifies images.

@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from wiseft_dist.distributed import Ranks
 from wiseft_dist.errors import RunError
+from wiseft_dist.ranks import Ranks
 
 MAX_KEYS = 8
 """Samples of a rank's batch that are named."""

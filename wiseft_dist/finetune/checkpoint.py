@@ -13,10 +13,19 @@ from typing import Any
 import torch.distributed as dist
 
 from wiseft_dist.config import CheckpointConfig
-from wiseft_dist.distributed import Ranks, broadcast_from_main, together
+from wiseft_dist.distributed import broadcast_from_main, together
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.finetune.engine import Engine
-from wiseft_dist.run import Run, commit, committed_checkpoints, differences, newest_checkpoint, read_commit, sha256_file
+from wiseft_dist.ranks import Ranks
+from wiseft_dist.run import (
+    Run,
+    commit,
+    committed_checkpoints,
+    differences,
+    newest_checkpoint,
+    read_commit,
+    refuse_damaged,
+)
 from wiseft_dist.tracking import Tracker
 
 VISIBLE_SECONDS = 30.0
@@ -90,12 +99,7 @@ class Checkpointer:
         """Hold the checkpoint against what is trained now, and its files against their hashes."""
         record = read_commit(folder)
         _refuse_another(folder, record.get("identity", {}), self._identity)
-        files = sorted(record["files"].items())
-        for name, entry in files[self._ranks.rank :: self._ranks.world_size]:  # each rank reads its share
-            if sha256_file(folder / name) != entry["sha256"]:
-                raise UserError(
-                    f"{folder / name}: not the file that was committed. Delete {folder} to resume from the one before."
-                )
+        refuse_damaged(folder, share=self._ranks.rank, num_shares=self._ranks.world_size)
 
     def is_due_by_step(self, step: int) -> bool:
         """Whether this is one of every so many steps."""

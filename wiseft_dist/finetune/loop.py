@@ -17,7 +17,7 @@ from torch import Tensor
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import Account
-from wiseft_dist.distributed import Agreement, Ranks
+from wiseft_dist.distributed import Agreement
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.bad_steps import BadSteps
 from wiseft_dist.finetune.checkpoint import Checkpointer
@@ -30,6 +30,7 @@ from wiseft_dist.finetune.stopping import StopRequest
 from wiseft_dist.finetune.validation import Validator
 from wiseft_dist.finetune.watchdog import Doing, Watchdog
 from wiseft_dist.progress import progress_bar
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.tracking import Tracker
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.distributed import Ranks
+from wiseft_dist.ranks import Ranks
 
 Phase = Literal["data", "checkpoint", "validation"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,7 @@ from torch import nn
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import index
 from wiseft_dist.data.vocabulary import load_vocabulary
-from wiseft_dist.distributed import (
-    Ranks,
-    broadcast_from_main,
-    device_of,
-    discover_ranks,
-    process_group,
-    together,
-    use_cores,
-)
+from wiseft_dist.distributed import broadcast_from_main, device_of, process_group, together, use_cores
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.recipes.flyp import rebuilt_head
@@ -30,6 +23,8 @@ from wiseft_dist.models.classifier import Head, read_vocabulary, write_head, wri
 from wiseft_dist.models.clip import create_clip
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.models.zero_shot import zero_shot_head
+from wiseft_dist.preflight import preflight
+from wiseft_dist.ranks import Ranks, discover_launcher, discover_ranks
 from wiseft_dist.run import Run, committing, is_committed
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import is_finetuned
@@ -43,9 +38,12 @@ def finetune(config: RunConfig, run: Run) -> None:
         return
     _check_world_size(config, ranks)
     use_cores(ranks.local_world_size)
-    with process_group(ranks, timeout_minutes=config.distributed.timeout_minutes):
+    minutes = config.distributed.timeout_minutes
+    with process_group(ranks, timeout_minutes=minutes, folder=run.jobs) as ranks:
         if broadcast_from_main(ranks.is_main and is_finetuned(config, run)):
             return
+        if config.launch.preflight.enabled:
+            preflight(config, run, ranks)
         together(lambda: _prepare(config, run, ranks))
         if config.finetune.recipe == "lp_ft":
             _train_head_first(config, run, ranks)
@@ -123,10 +121,20 @@ def _write_head(run: Run, target: Path, head: nn.Linear) -> None:
 
 
 def _check_world_size(config: RunConfig, ranks: Ranks) -> None:
-    """A job whose processes never found each other looks like training; refuse it."""
+    """A job whose processes never found each other looks like training; refuse it.
+
+    Whoever starts another number with srun or torchrun means it: the batch is shared by as many.
+    """
     planned = config.launch.finetune.num_tasks
-    if ranks.world_size != planned:
-        raise RunError(
-            f"this job has {ranks.world_size} processes, launch.finetune plans {planned}: "
-            "start as many, or set launch.finetune.nodes and tasks_per_node."
-        )
+    if ranks.world_size == planned:
+        return
+    launcher = discover_launcher()
+    if launcher.kind in ("torchrun", "slurm") and not launcher.is_submitted:
+        if ranks.is_main:
+            sentence = f"{ranks.world_size} processes fine-tune; launch.finetune plans {planned}."
+            print(f"wiseft: {sentence}", file=sys.stderr, flush=True)
+        return
+    raise RunError(
+        f"this job has {ranks.world_size} processes, launch.finetune plans {planned}: "
+        "start as many, or set launch.finetune.nodes and tasks_per_node."
+    )

@@ -8,7 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from wiseft_dist.distributed import Ranks
+from wiseft_dist.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What tells a run to stop, by rising priority: submitit requeues a job at SIGUSR2."""

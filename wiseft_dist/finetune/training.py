@@ -13,7 +13,7 @@ from wiseft_dist.config import RunConfig, batch_arithmetic
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import Account
 from wiseft_dist.data.stage import TRAIN, load_manifest
-from wiseft_dist.distributed import Ranks, device_of
+from wiseft_dist.distributed import device_of
 from wiseft_dist.finetune.checkpoint import Checkpointer
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.flops import peak_flops, training_flops
@@ -28,6 +28,7 @@ from wiseft_dist.finetune.watchdog import Watchdog
 from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.models.short_texts import WIDTH_STEP, reads_short_texts
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.run import Run, commit_digest, identity
 from wiseft_dist.tracking import Tracker
 

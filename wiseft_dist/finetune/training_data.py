@@ -16,13 +16,14 @@ from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stream import TrainStream, sample_order
 from wiseft_dist.data.transforms import evaluation_transform, normalize, training_transform
-from wiseft_dist.distributed import Ranks, device_of
+from wiseft_dist.distributed import device_of
 from wiseft_dist.finetune.deepspeed_settings import DTYPES
 from wiseft_dist.finetune.features.compute import FeatureSource, compute_features
 from wiseft_dist.finetune.features.stream import FeatureStream
 from wiseft_dist.finetune.recipes import Recipe
 from wiseft_dist.finetune.validation import HeldOutStream
 from wiseft_dist.models.clip import preprocess_of, read_config
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.run import Run
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from wiseft_dist.config import ValidationConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.receipt import BadSample, refuse_more
-from wiseft_dist.distributed import Ranks, together
+from wiseft_dist.distributed import together
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.recipes import Recipe, Scorer
+from wiseft_dist.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from wiseft_dist.distributed import Ranks
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.tracking import append_event
 
 Doing = Literal["starting", "data", "computing", "saving", "validating"]

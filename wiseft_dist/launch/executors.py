@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import submitit
 
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
+from wiseft_dist.launch.ledger import Entry, record
 from wiseft_dist.launch.processes import end_processes
+from wiseft_dist.launch.sbatch import job_python
+from wiseft_dist.launch.sbatch import slurm_parameters as slurm_parameters
+from wiseft_dist.launch.slurm import max_array_size
+from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run
 
-MAX_REQUEUES = 100
-"""Time limits that a job may run into; what it has committed by then is not lost."""
-SQUEUE_PATIENCE = 5
-"""Times in a row that squeue may fail to answer."""
+MAX_REQUEUES = 1_000_000
+"""Submitit's own limit, which counts time limits whatever was done in between; ours counts those without progress."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,10 @@ class Submitted:
         """What the job's first process prints."""
         return Path(self.handle.paths.stdout)
 
-
-class Executor(Protocol):
-    """Where jobs run: what watching them needs to know."""
-
-    poll_seconds: float
-    """Time between two looks at the jobs."""
-    visible_seconds: float
-    """How long its file system may take to show what an ended job has written."""
-
-    def active(self, submitted: Sequence[Submitted]) -> set[str]:
-        """The ids of those that are waiting or running."""
+    def entry(self, executor: Literal["slurm", "local"]) -> Entry:
+        """Its line in the run's ledger."""
+        folder = Path(self.handle.paths.folder)
+        return Entry(self.job.name, self.job_id, str(folder.absolute()), executor, time.time())
 
 
 def make_executor(config: RunConfig, run: Run) -> LocalExecutor | SlurmExecutor:
@@ -64,7 +60,6 @@ class LocalExecutor:
     """Processes on this machine, through the same submitit path that a cluster uses."""
 
     poll_seconds = 0.5
-    visible_seconds = 0.0
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -86,8 +81,12 @@ class LocalExecutor:
             setup=list(resources.setup),
         )
         cores = str(self._cores_of(job, at_once))
-        with _clean_environment(WISEFT_CPUS_PER_TASK=cores), _stderr_to(self._run.jobs / "controllers.log"):
-            return Submitted(job, executor.submit(StageJob(self._run, job.stage, job.part)))
+        environment = {name: str(value) for name, value in resources.environment.items()}
+        settings = environment | {"WISEFT_CPUS_PER_TASK": cores}
+        with _clean_environment(**settings), _stderr_to(self._run.jobs / "controllers.log"):
+            submitted = Submitted(job, executor.submit(StageJob(self._run, job.stage, job.part)))
+        record(self._run, [submitted.entry("local")])
+        return submitted
 
     def active(self, submitted: Sequence[Submitted]) -> set[str]:
         """Those whose processes live."""
@@ -107,99 +106,94 @@ class SlurmExecutor:
     """Slurm jobs; the jobs of a step are one array, steps are chained by ``afterok``."""
 
     poll_seconds = 2.0
-    visible_seconds = 20.0
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._failures = 0
+        self._submitted_arrays: set[str] = set()
 
     def submit(self, jobs: Sequence[Job], after: Sequence[Submitted]) -> list[Submitted]:
-        """Submit the jobs of a step, to start when those of ``after`` have succeeded; else Slurm drops them."""
-        stage, resources = jobs[0].stage, jobs[0].resources
-        try:
-            executor = submitit.SlurmExecutor(_folder(self._run, stage), max_num_timeout=MAX_REQUEUES)
-        except RuntimeError as error:
-            raise UserError(
-                "launch.executor is slurm, but there is no `srun` here: use launch.executor=local."
-            ) from error
-        executor.update_parameters(**_slurm_parameters(self._run, stage, resources, after))
-        calls = [StageJob(self._run, job.stage, job.part) for job in jobs]
-        try:
-            with _clean_environment():
-                handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)
-        except submitit.core.utils.FailedJobError as error:
-            raise RunError(f"Slurm refused the {stage} job: {_last_line(str(error))}") from error
-        return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
+        """Submit the jobs of a step, to start when those of ``after`` have succeeded; else Slurm drops them.
 
-    def active(self, submitted: Sequence[Submitted]) -> set[str]:
-        """Those that squeue knows as waiting or running."""
-        if not submitted:
-            return set()
-        ids = [item.job_id for item in submitted]
-        try:
-            active = active_ids(ids)
-        except RunError:  # a busy controller; only its lasting silence is an error
-            self._failures += 1
-            if self._failures >= SQUEUE_PATIENCE:
-                raise
-            return set(ids)
-        self._failures = 0
-        return active
+        What Slurm has taken stands in the run's ledger, also where it refuses the rest.
+        """
+        stage, resources = jobs[0].stage, jobs[0].resources
+        ids = sorted({self._awaited(item.job_id) for item in after})
+        pieces = _pieces(jobs, max(1, max_array_size()) if len(jobs) > 1 else 1)
+        executor = slurm_executor(
+            _folder(self._run, stage),
+            f"{self._run.path.name}-{stage}",
+            resources.model_copy(update={"max_parallel": max(1, resources.max_parallel // len(pieces))}),
+            dependency=f"afterok:{':'.join(ids)}" if ids else None,
+            code=self._code(),
+            run_folders=[self._run.path],
+        )
+        return [submitted for piece in pieces for submitted in self._submit_piece(executor, piece)]
+
+    def _submit_piece(self, executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[Submitted]:
+        """Submit jobs as one array, or one job as itself."""
+        calls = [StageJob(self._run, job.stage, job.part) for job in jobs]
+        with submitting(jobs[0].stage):
+            handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)
+        submitted = [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
+        record(self._run, [item.entry("slurm") for item in submitted])
+        self._submitted_arrays.add(submitted[0].job_id.split("_")[0])
+        return submitted
+
+    def _awaited(self, job_id: str) -> str:
+        """What a dependency names: an array that was submitted just now, and of an earlier one only what still runs."""
+        array = job_id.split("_")[0]
+        return array if array in self._submitted_arrays else job_id
+
+    def _code(self) -> Path | None:
+        return snapshot(self._run.jobs) if self._run.load_config().launch.snapshot else None
 
     def attach(self, job: Job, job_id: str) -> Submitted:
         """A job that an earlier call submitted."""
         return Submitted(job, submitit.SlurmJob(_folder(self._run, job.stage), job_id))
 
 
-def active_ids(job_ids: Sequence[str]) -> set[str]:
-    """Which Slurm jobs are waiting or running; ``123_4`` names a task of an array.
+def _pieces(jobs: Sequence[Job], longest: int) -> list[Sequence[Job]]:
+    """The jobs of a step, in arrays of at most ``longest``."""
+    return [jobs[start : start + longest] for start in range(0, len(jobs), longest)]
+
+
+def slurm_executor(
+    folder: Path,
+    name: str,
+    resources: Resources,
+    *,
+    dependency: str | None = None,
+    code: Path | None = None,
+    run_folders: Sequence[Path] = (),
+) -> submitit.SlurmExecutor:
+    """Submitit's executor, told everything that :func:`slurm_parameters` knows. Submit inside :func:`submitting`.
 
     Raises:
-        RunError: if squeue does not answer.
+        UserError: where Slurm's commands are not installed.
     """
-    command = [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--states=all",
-        "--format=%i|%T",
-        "--user",
-        str(os.getuid()),
-    ]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise RunError(f"squeue does not answer: {_last_line(answer.stderr)}")
-    states = dict(line.split("|") for line in answer.stdout.split())
-    ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
-    return {job_id for job_id in job_ids if job_id in states and states[job_id] not in ended}
+    python = job_python(resources, code=code, run_folders=run_folders)
+    try:
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_REQUEUES, python=python)
+    except RuntimeError as error:
+        raise UserError("launch.executor is slurm, but there is no `srun` here: use launch.executor=local.") from error
+    executor.update_parameters(
+        **slurm_parameters(name, resources, dependency=dependency, code=code, run_folders=run_folders)
+    )
+    return executor
 
 
-def _slurm_parameters(run: Run, stage: str, resources: Resources, after: Sequence[Submitted]) -> dict[str, Any]:
-    cores = resources.cpus_per_task or 1
-    additional: dict[str, Any] = {name.replace("_", "-"): value for name, value in resources.extra.items()}
-    if after:
-        ids = sorted({item.job_id.split("_")[0] for item in after})
-        additional |= {"dependency": "afterok:" + ":".join(ids), "kill-on-invalid-dep": "yes"}
-    parameters = {
-        "job_name": f"{run.path.name}-{stage}",
-        "nodes": resources.nodes,
-        "ntasks_per_node": resources.tasks_per_node,
-        "cpus_per_task": cores,
-        "gpus_per_node": resources.gpus_per_node or None,
-        "mem": f"{round(resources.mem_gb * 1024)}M" if resources.mem_gb else None,
-        "time": resources.timeout_minutes,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "setup": list(resources.setup) or None,
-        "array_parallelism": resources.max_parallel,
-        "stderr_to_stdout": True,
-        # Since Slurm 22.05 srun does not take the cores a task from sbatch; a rank that dies should end the others.
-        "srun_args": [f"--cpus-per-task={cores}", "--kill-on-bad-exit=1"],
-        "additional_parameters": additional,
-    }
-    return {name: value for name, value in parameters.items() if value is not None}
+@contextmanager
+def submitting(name: str) -> Iterator[None]:
+    """Around a submission: jobs inherit nothing of a surrounding job, and a refusal becomes a sentence.
+
+    Raises:
+        RunError: in Slurm's words.
+    """
+    try:
+        with _clean_environment():
+            yield
+    except submitit.core.utils.FailedJobError as error:
+        raise RunError(f"Slurm refused the {name} job: {_last_line(str(error))}") from error
 
 
 def _folder(run: Run, stage: str) -> Path:

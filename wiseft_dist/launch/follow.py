@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from wiseft_dist.config import RunConfig
-from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.launch.executors import Executor, LocalExecutor, SlurmExecutor, Submitted, active_ids, make_executor
+from wiseft_dist.errors import RunError
+from wiseft_dist.launch.endings import ended_without_result, failure_of
+from wiseft_dist.launch.executors import LocalExecutor, SlurmExecutor, Submitted, make_executor
+from wiseft_dist.launch.ledger import read_ledger
+from wiseft_dist.launch.lock import only_one as only_one
+from wiseft_dist.launch.outcomes import Outcome, outcome_of
 from wiseft_dist.launch.processes import termination_interrupts
-from wiseft_dist.pipeline import Job, Step, is_finished, remaining
+from wiseft_dist.launch.progress_line import progress_line
+from wiseft_dist.launch.slurm import JobState, cancel_jobs, job_states
+from wiseft_dist.pipeline import Step, is_finished, remaining
+from wiseft_dist.printable import printable
 from wiseft_dist.progress import Bar, progress_bar
-from wiseft_dist.run import Run, write_atomically
-from wiseft_dist.tracking import read_events
+from wiseft_dist.run import Run
+from wiseft_dist.tracking import read_events_from
 
 SETTLE_SECONDS = 0.5
-LOG_TAIL_LINES = 15
+SHORT_SECONDS = 5.0
+"""How long the words of a job that Slurm ended are waited for; those of one that ended by itself can come later."""
+PROGRESS_SECONDS = 60.0
+"""Between two lines of progress where there is no bar."""
+MAX_NAMED = 12
+"""Jobs that are named one by one."""
+SILENCE_SECONDS = 15 * 60.0
+"""How long Slurm's controller may be away while its jobs are watched."""
 
 
 def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
@@ -42,29 +51,14 @@ def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
 
 def queued_jobs(run: Run) -> dict[str, str]:
     """Names and ids of the run's Slurm jobs that an earlier call submitted and that wait or run."""
-    ledger = _ledger(run)
-    submitted: dict[str, str] = json.loads(ledger.read_text()) if ledger.is_file() else {}
-    alive = active_ids(list(submitted.values())) if submitted else set()
-    return {name: job_id for name, job_id in submitted.items() if job_id in alive}
+    return {name: state.job_id for name, state in _queued(run).items() if state.is_active}
 
 
-@contextmanager
-def only_one(run: Run) -> Iterator[None]:
-    """Hold the run's lock, and make its directory for it; the lock goes with the process, however that ends.
-
-    Raises:
-        UserError: if another process holds it.
-    """
-    run.jobs.mkdir(parents=True, exist_ok=True)
-    with run.lock_file.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = run.lock_file.stat().st_ino == os.fstat(handle.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            is_held = False
-        if not is_held:  # or the other was just taking its new run away again, and the file with it
-            raise UserError(f"{run.path}: another `wiseft run` is at work on this run; nothing was started.")
-        yield
+def _queued(run: Run) -> dict[str, JobState]:
+    """What Slurm knows of the jobs that earlier calls submitted, by their names."""
+    ids = {name: entry.job_id for name, entry in read_ledger(run).items() if entry.executor == "slurm"}
+    states = job_states(list(ids.values())) if ids else {}
+    return {name: states[job_id] for name, job_id in ids.items() if job_id in states}
 
 
 def _run_step(config: RunConfig, run: Run, executor: LocalExecutor, step: Step) -> None:
@@ -84,45 +78,80 @@ def _run_step(config: RunConfig, run: Run, executor: LocalExecutor, step: Step) 
 
 
 def _run_chain(config: RunConfig, run: Run, executor: SlurmExecutor, *, detach: bool) -> None:
-    """Follow what is in the queue already, then submit and follow what is left."""
+    """Submit what is neither committed nor in the queue, and follow all of it."""
     watch = _Watch(config, run, executor)
-    queued = queued_jobs(run)
-    jobs = {job.name: job for step in remaining(config, run) for job in step.jobs}
-    watch.add([executor.attach(jobs[name], job_id) for name, job_id in queued.items() if name in jobs])
+    steps = remaining(config, run)
+    names = _worth_waiting_for(steps, _queued(run))
+    queued = {
+        job.name: executor.attach(job, names[job.name]) for step in steps for job in step.jobs if job.name in names
+    }
     if queued:
-        _say(f"in the queue already: {', '.join(f'{name} ({job_id})' for name, job_id in queued.items())}")
-        if detach:
-            return
-        _follow(watch)
-    watch.add(_submit_chain(config, run, executor))
+        _say(f"in the queue already: {_named(list(queued.values()), with_names=True)}")
+    watch.add(list(queued.values()))
+    watch.add(_submit_chain(steps, executor, queued))
     if not detach:
         _follow(watch)
 
 
-def _submit_chain(config: RunConfig, run: Run, executor: SlurmExecutor) -> list[Submitted]:
-    """Submit every step that is left at once, each after the one before."""
+def _worth_waiting_for(steps: Sequence[Step], states: Mapping[str, JobState]) -> dict[str, str]:
+    """Ids by name of the active jobs; those that can never start are taken out of the queue, to be submitted anew.
+
+    A job waits in vain if one that it needs has ended without its result; Slurm may take a while to see that.
+    """
+    active = {name: state for name, state in states.items() if state.is_active}
+    doomed: list[str] = []
+    is_broken = False
+    for step in steps:
+        names = [job.name for job in step.jobs]
+        outcomes = {name: _outcome(active[name]) for name in names if name in active}
+        vain = (Outcome.waiting, Outcome.blocked) if is_broken else (Outcome.blocked,)
+        doomed += [name for name, outcome in outcomes.items() if outcome in vain]
+        is_broken = is_broken or any(name not in active or name in doomed for name in names)
+    cancel_jobs([active[name].job_id for name in doomed])
+    return {name: state.job_id for name, state in active.items() if name not in doomed}
+
+
+def _submit_chain(steps: Sequence[Step], executor: SlurmExecutor, queued: Mapping[str, Submitted]) -> list[Submitted]:
+    """Submit what is not in the queue of every step that is left, each step after the one before."""
     submitted: list[Submitted] = []
-    last: list[Submitted] = []
-    for step in remaining(config, run):
-        last = executor.submit(step.jobs, after=last)
-        submitted += last
-        write_atomically(_ledger(run), json.dumps({item.job.name: item.job_id for item in submitted}, indent=1))
-        _say(f"{step.stage}: submitted as {', '.join(item.job_id for item in last)}")
+    before: list[Submitted] = []
+    for step in steps:
+        missing = [job for job in step.jobs if job.name not in queued]
+        new = executor.submit(missing, after=before) if missing else []
+        if new:
+            _say(f"{step.stage}: submitted as {_named(new)}")
+        submitted += new
+        before = [*new, *(queued[job.name] for job in step.jobs if job.name in queued)]
     return submitted
 
 
+def _named(submitted: Sequence[Submitted], *, with_names: bool = False) -> str:
+    """Their ids; of many the first and the last."""
+    ids = [f"{item.job.name} ({item.job_id})" if with_names else item.job_id for item in submitted]
+    return ", ".join(ids) if len(ids) <= MAX_NAMED else f"{ids[0]} to {ids[-1]} ({len(ids)} jobs)"
+
+
 def _follow(watch: _Watch) -> None:
-    with watch.stages(remaining(watch.config, watch.run)):
-        while watch.open:
-            watch.poll()
-
-
-def _ledger(run: Run) -> Path:
-    return run.jobs / "submitted.json"
+    run = watch.run
+    try:
+        with watch.stages(remaining(watch.config, run)):
+            while watch.open:
+                watch.poll()
+    except KeyboardInterrupt:
+        if watch.open:
+            _say(
+                f"The jobs go on. `wiseft run {run.config_file}` follows them again, `wiseft status {run.path}` "
+                f"shows them, `wiseft cancel {run.path}` ends them."
+            )
+        raise
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _outcome(state: JobState | None) -> Outcome:
+    return outcome_of(state, has_result=False, failure=None)
 
 
 @dataclass
@@ -131,14 +160,21 @@ class _Watch:
 
     config: RunConfig
     run: Run
-    executor: Executor
+    executor: LocalExecutor | SlurmExecutor
     open: list[Submitted] = field(default_factory=list)
     _started: dict[str, float] = field(default_factory=dict)
+    _seen: dict[str, JobState] = field(default_factory=dict)
+    """What was last known of each job."""
     _bar: Bar = field(default_factory=lambda: Bar(None, None))
-    _num_earlier_events: int = 0
+    _first_byte: int = 0
+    """Of the events that are not from before."""
+    _told: float = field(default_factory=time.monotonic)
+    """When progress was last told."""
+    _silent_since: float | None = None
 
     def __post_init__(self) -> None:
-        self._num_earlier_events = len(read_events(self.run))
+        events = self.run.events_file
+        self._first_byte = events.stat().st_size if events.is_file() else 0
 
     @contextmanager
     def stages(self, steps: Sequence[Step]) -> Iterator[None]:
@@ -155,61 +191,98 @@ class _Watch:
 
     def poll(self) -> None:
         """Look once at every job, then rest."""
-        active = self.executor.active(self.open)
-        for item in [item for item in self.open if item.job_id not in active]:
-            self._settle(item)
-            self.open.remove(item)
-            self._bar.advance()
-            seconds = time.monotonic() - self._started[item.job.name]
-            _say(f"{item.job.name}: done ({seconds:.0f} s)")
-        if self._bar.is_visible:
-            self._bar.update(note=_latest(self.run))
+        states = self._states()
+        for item in list(self.open if states is not None else ()):
+            state = states[item.job_id] if states and item.job_id in states else None
+            self._tell_changes(item, state)
+            if state is None or not state.is_active or _outcome(state) is Outcome.blocked:
+                self._settle(item, state)
+                self.open.remove(item)
+                self._bar.advance()
+                seconds = time.monotonic() - self._started[item.job.name]
+                _say(f"{item.job.name}: done ({seconds:.0f} s)")
+        self._tell_progress()
         if self.open:
             time.sleep(self.executor.poll_seconds)
 
-    def _settle(self, item: Submitted) -> None:
+    def _states(self) -> dict[str, JobState] | None:
+        """What is known of the open jobs, by their ids; None while Slurm's controller is away."""
+        if isinstance(self.executor, LocalExecutor):
+            return {job_id: JobState(job_id, "RUNNING") for job_id in self.executor.active(self.open)}
+        try:
+            states = job_states([item.job_id for item in self.open])
+        except RunError as error:  # the jobs go on without it; only its lasting silence is an error
+            now = time.monotonic()
+            if self._silent_since is None:
+                self._silent_since = now
+                _say(f"{error}. The jobs go on; asking again.")
+            if now - self._silent_since > SILENCE_SECONDS:
+                raise
+            return None
+        self._silent_since = None
+        return states
+
+    def _tell_changes(self, item: Submitted, state: JobState | None) -> None:
+        """Say that a Slurm job has started, or is in the queue again."""
+        if isinstance(self.executor, LocalExecutor) or state is None:
+            return
+        before = self._seen.get(item.job.name)
+        self._seen[item.job.name] = state
+        is_running, was_running = (_outcome(each) is Outcome.running for each in (state, before))
+        if before is not None and state.restarts > before.restarts:
+            _say(f"{item.job.name}: {why_requeued(before)}, in the queue again")
+        if is_running and state.nodes and (not was_running or (before and state.restarts > before.restarts)):
+            self._started[item.job.name] = time.monotonic()
+            _say(f"{item.job.name}: runs on {state.nodes} (job {state.job_id})")
+
+    def _tell_progress(self) -> None:
+        """Under the bar, or a line now and then."""
+        if self._bar.is_visible:
+            self._bar.update(note=progress_line(self.config, self.run, self._stage(), briefly=True))
+        elif self.open and time.monotonic() - self._told > PROGRESS_SECONDS:
+            self._told = time.monotonic()
+            line = progress_line(self.config, self.run, self._stage())
+            if line:
+                _say(line)
+
+    def _stage(self) -> str:
+        return self.open[0].job.stage if self.open else ""
+
+    def _settle(self, item: Submitted, state: JobState | None) -> None:
         """A job has ended: its output must be there, soon."""
-        deadline = time.monotonic() + self.executor.visible_seconds
+        deadline = time.monotonic() + self._patience(state)
         while not is_finished(self.config, self.run, item.job):
-            reason = _failure(read_events(self.run)[self._num_earlier_events :], item.job)
-            if reason is not None or time.monotonic() > deadline:
-                raise _ended_without_result(item, reason)
+            failure = failure_of(read_events_from(self.run, self._first_byte), item.job.stage, item.job.part)
+            if failure is not None or time.monotonic() > deadline:
+                entry = item.entry("local" if isinstance(self.executor, LocalExecutor) else "slurm")
+                raise ended_without_result(entry, state, failure, more=self._still_there(item))
             time.sleep(SETTLE_SECONDS)
 
+    def _patience(self, state: JobState | None) -> float:
+        """How long the file system may take to show what an ended job has written, in seconds."""
+        if isinstance(self.executor, LocalExecutor) or _outcome(state) is Outcome.blocked:
+            return 0.0
+        visible = self.config.launch.visible_seconds
+        return visible if state is None or state.state == "COMPLETED" else min(visible, SHORT_SECONDS)
 
-def _latest(run: Run) -> str:
-    """The newest metrics of fine-tuning, for the bar."""
-    metrics = [event for event in read_events(run)[-50:] if event["event"] == "metrics" and "loss" in event]
-    return f"step {metrics[-1]['step']}, loss {metrics[-1]['loss']:.3f}" if metrics else ""
-
-
-def _failure(events: Sequence[dict[str, Any]], job: Job) -> dict[str, Any] | None:
-    """The first failure since the job last started: what other ranks say after it is about losing each other.
-
-    The beginning of a part of the evaluation is no start of its job: other ranks go on while one has failed.
-    """
-    failure = None
-    for event in events:
-        if event["stage"] == job.stage and event.get("job") in (None, job.part):
-            if event["event"] == "started" and "start" not in event:
-                failure = None
-            elif event["event"] == "failed":
-                failure = failure or event
-    return failure
+    def _still_there(self, failed: Submitted) -> str:
+        """Other jobs of its array go on without it."""
+        if isinstance(self.executor, LocalExecutor):
+            return ""
+        beside = [item for item in self.open if item.job.stage == failed.job.stage and item is not failed]
+        active = [item for item in beside if (state := self._seen.get(item.job.name)) and state.is_active]
+        if not active:
+            return ""
+        return f"\nOther jobs of this stage go on: {_named(active)}. `wiseft cancel {self.run.path}` ends them."
 
 
-def _ended_without_result(item: Submitted, failure: dict[str, Any] | None) -> UserError | RunError:
-    """A failure that the job could put into words as such; any other with the end of its log."""
-    log = item.log()
-    for kind in (UserError, RunError):
-        if failure is not None and failure["kind"] == kind.__name__:
-            return kind(f"{item.job.name} failed: {failure['error']}\nIts log: {log}")
-    reason = f" ({failure['kind']}: {failure['error']})" if failure else ""
-    return RunError(f"{item.job.name} (job {item.job_id}) ended without its result{reason}.\n{_tail(log)}")
+def why_requeued(before: JobState) -> str:
+    """Why Slurm put a job into the queue again, as far as it can be told from what was last known of it."""
+    if before.started is None or before.time_limit_minutes is None:
+        return "preempted or requeued"
+    is_late = time.time() - before.started > 60 * before.time_limit_minutes * TIME_IS_UP
+    return "its time was up" if is_late else "preempted or requeued"
 
 
-def _tail(log: Path) -> str:
-    if not log.is_file():
-        return f"It left no log at {log}: it never started."
-    lines = log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-    return "\n".join([f"The end of {log}:", *(f"  {line}" for line in lines)])
+TIME_IS_UP = 0.8
+"""Of its time limit; submitit takes the end of a job that ran so long for its time limit, too."""

@@ -6,9 +6,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from wiseft_dist import storage
+from wiseft_dist.code_identity import CodeIdentity, code_identity
 from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import (
@@ -21,14 +21,14 @@ from wiseft_dist.data.stage import (
 )
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.catalog.entries import with_absolute_files
-from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
 from wiseft_dist.evaluate.dataset_checks import check_datasets
+from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.follow import only_one, queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
-from wiseft_dist.pipeline import Step, describe, is_finished, plan, remaining
+from wiseft_dist.pipeline import STAGES, Step, is_finished, plan, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run, find_run, is_committed, open_run
-from wiseft_dist.tracking import append_event
+from wiseft_dist.tracking import append_event, read_events
 
 
 def start(config: RunConfig, *, detach: bool = False) -> Run:
@@ -38,17 +38,7 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
         UserError: before anything is submitted, for every mistake that can be seen by then.
         RunError: if a job fails.
     """
-    config = resolve_paths(config)
-    world_size = config.launch.finetune.num_tasks
-    batch_arithmetic(config, world_size)
-    lanes = config.data.lanes // world_size
-    if config.data.workers > lanes:
-        print(
-            f"wiseft: data.workers is {config.data.workers}, but a rank reads {lanes} lanes and uses as many workers: "
-            f"set data.lanes to {config.data.workers * world_size} or more before the first start.",
-            file=sys.stderr,
-        )
-    run = _find(config)
+    config, run = _checked(config)
     goes_to_background = detach and config.launch.executor == "local"
     with only_one(run):
         _open(config, run)
@@ -59,6 +49,41 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
     elif not detach:
         print_summary(run)
     return run
+
+
+def prepare(config: RunConfig) -> Run:
+    """Check a configuration and write its run directory, for stages that are started by hand; submit nothing.
+
+    Raises:
+        UserError: as :func:`start`.
+    """
+    config, run = _checked(config)
+    with only_one(run):
+        _open(config, run)
+    return run
+
+
+def _checked(config: RunConfig) -> tuple[RunConfig, Run]:
+    """What can be checked before anything is written."""
+    config = resolve_paths(config)
+    world_size = config.launch.finetune.num_tasks
+    batch_arithmetic(config, world_size)
+    lanes = config.data.lanes // world_size
+    if config.data.workers > lanes:
+        print(
+            f"wiseft: data.workers is {config.data.workers}, but a rank reads {lanes} lanes and uses as many workers: "
+            f"set data.lanes to {config.data.workers * world_size} or more before the first start.",
+            file=sys.stderr,
+        )
+    with_container = [stage for stage in STAGES if getattr(config.launch, stage).container]
+    if config.launch.executor == "local" and with_container:
+        print(
+            f"wiseft: launch.{with_container[0]}.container is not used: launch.executor=local starts no containers.",
+            file=sys.stderr,
+        )
+    if config.launch.executor == "slurm":
+        warn_of(unseen_in_containers(config))
+    return config, _find(config)
 
 
 def _find(config: RunConfig) -> Run:
@@ -79,7 +104,7 @@ def _open(config: RunConfig, run: Run) -> None:
     find_run(config)  # again: what is there may be of whoever held the lock before
     is_new = not run.config_file.is_file()
     if not is_new:
-        _refuse_to_change_under_jobs(config, run)
+        refuse_to_change_under_jobs(config, run)
     try:
         manifests = index_all(config, run)
         warnings = check_datasets(config, manifests)
@@ -89,18 +114,41 @@ def _open(config: RunConfig, run: Run) -> None:
         if is_new:
             shutil.rmtree(run.path)
         raise
-    _warn_of(warnings, run)
+    warn_of(warnings, run)
+    note_code(config, run)
 
 
-def _warn_of(sentences: list[str], run: Run | None = None) -> None:
+def note_code(config: RunConfig, run: Run) -> None:
+    """Record which code goes on with the run, and warn where an earlier attempt ran other code."""
+    now = code_identity()
+    before = next((event for event in reversed(read_events(run)) if event.get("code")), None)
+    if before is not None and before["code"] == now.digest:
+        return
+    if before is not None and remaining(config, run):
+        version, revision = str(before.get("version")), before.get("revision")
+        earlier = CodeIdentity(version, str(before["code"]), revision, before.get("is_dirty"))
+        sentence = f"{run.path}: what is left runs with other code than before: {now}, and it was {earlier}."
+        warn_of([sentence], run, stage="launch")
+    append_event(
+        run.events_file,
+        stage="launch",
+        event="code",
+        code=now.digest,
+        version=now.version,
+        revision=now.revision,
+        is_dirty=now.is_dirty,
+    )
+
+
+def warn_of(sentences: list[str], run: Run | None = None, *, stage: str = "shards") -> None:
     """Tell whoever is there, and the events of a run that is about to start."""
     for sentence in sentences:
         print(f"wiseft: {printable(sentence)}", file=sys.stderr)
         if run is not None:
-            append_event(run.events_file, stage="shards", event="warning", warning=sentence)
+            append_event(run.events_file, stage=stage, event="warning", warning=sentence)
 
 
-def _refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
+def refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
     """Jobs in the queue read the run's settings when they start: those must still be the ones they were made for."""
     if dump_config(config) == dump_config(run.load_config()):
         return
@@ -112,25 +160,7 @@ def _refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
         )
 
 
-def preview(config: RunConfig) -> dict[str, Any]:
-    """The arithmetic of a run and the jobs that are left, without writing anything."""
-    config = resolve_paths(config)
-    run = Run(Path(config.output))
-    manifests = index_all(config, run)
-    _warn_of(check_datasets(config, manifests))
-    described = describe(config, manifests)
-    sizes = evaluated_sizes(config, manifests)
-    described["jobs"] = [
-        {"name": job.name}
-        | job.resources.model_dump(include={"nodes", "tasks_per_node", "gpus_per_node"})
-        | ({"images": images_by_dataset(parts_of_job(config, sizes, job.part))} if job.part else {})
-        for step in _left(config, run, manifests)
-        for job in step.jobs
-    ]
-    return described
-
-
-def _left(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[Step]:
+def left_of(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[Step]:
     """What is left of a run whose directory may not know these datasets yet."""
     try:
         is_current = all(load_manifest(run, name) == manifest for name, manifest in manifests.items())

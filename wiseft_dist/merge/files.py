@@ -11,7 +11,7 @@ from typing import Any
 
 from wiseft_dist import storage
 from wiseft_dist.config import MergeConfig, refuse_number_of_models
-from wiseft_dist.distributed import discover_ranks, process_group, require_single_process
+from wiseft_dist.distributed import process_group, require_single_process
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.request import read_request, request_digest
 from wiseft_dist.merge.side_files import side_files
@@ -20,6 +20,7 @@ from wiseft_dist.merge.verify import verify
 from wiseft_dist.merge.writer import Written
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.progress import progress_bar
+from wiseft_dist.ranks import discover_ranks
 from wiseft_dist.run import COMMIT_FILE, alpha_name
 from wiseft_dist.weights.fisher import open_fisher
 from wiseft_dist.weights.integrity import check_sources
@@ -69,7 +70,8 @@ def merge_files(
     ranks = discover_ranks()
     with ExitStack() as stack:
         if ranks.world_size > 1:
-            stack.enter_context(process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, on_host=True))
+            group = process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, folder=output, on_host=True)
+            stack.enter_context(group)
         first = stack.enter_context(open_weights(zero_shot))
         others = [stack.enter_context(open_weights(source, average=average)) for source in finetuned]
         fisher = [stack.enter_context(open_fisher(source)) for source in settings.fisher]

@@ -14,15 +14,17 @@ from typing import Any
 
 import wiseft_dist
 from wiseft_dist.config import MergeConfig, RunConfig
-from wiseft_dist.distributed import discover_ranks, process_group
+from wiseft_dist.distributed import process_group
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.merge.methods.method import Method
+from wiseft_dist.merge.ranks import RankGroup
 from wiseft_dist.merge.request import PROVENANCE_FILE, missing_ensembles, request_digest
 from wiseft_dist.merge.side_files import side_files
 from wiseft_dist.merge.writer import DTYPES, Inputs, Written, write_ensembles
 from wiseft_dist.publish import publish_ensembles
-from wiseft_dist.run import Run
+from wiseft_dist.ranks import discover_ranks
+from wiseft_dist.run import Run, refuse_damaged
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import Sources, describe_models, open_models
 from wiseft_dist.weights.pairing import Models
@@ -42,9 +44,10 @@ def merge(config: RunConfig, run: Run) -> None:
         RunError: if fine-tuning has not finished, or writing fails; what is finished is kept for the next time.
     """
     ranks = discover_ranks()
-    missing = missing_ensembles(config, run)
-    group = process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, on_host=True)
+    group = process_group(ranks, timeout_minutes=TIMEOUT_MINUTES, folder=run.jobs, on_host=True)
     with group if ranks.world_size > 1 else nullcontext():
+        # Other nodes may not see yet what is committed; the ranks must agree.
+        missing = RankGroup.current().on_main(lambda: missing_ensembles(config, run))
         if missing and ranks.is_main:
             with tracking(config, run, "merge") as tracker:
                 tracker.event("started", alphas=missing)
@@ -63,6 +66,8 @@ def _merge_missing(config: RunConfig, run: Run, missing: list[float]) -> Written
     if discover_ranks().is_main:
         for folder in filter(Path.exists, folders.values()):  # of other models than there are now, or damaged
             shutil.rmtree(folder)
+    group, checkpoint = RankGroup.current(), run.finished_checkpoint()
+    group.everywhere(lambda: refuse_damaged(checkpoint, share=group.rank, num_shares=group.world_size))
     with open_models(config, run) as models:
         request = request_digest(config.merge, sources)
         beside = side_files(run.zero_shot)

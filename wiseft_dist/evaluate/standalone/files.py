@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from wiseft_dist.config import EvaluateConfig
-from wiseft_dist.distributed import device_of, discover_ranks, use_cores
+from wiseft_dist.distributed import device_of, use_cores
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import Part, assign, cut
 from wiseft_dist.evaluate.cells.store import ARITHMETIC, CellStore
@@ -28,6 +28,7 @@ from wiseft_dist.evaluate.standalone.model_sources import ModelSources, OpenedMo
 from wiseft_dist.evaluate.sweep.shared_layers import Adjustable, Layers
 from wiseft_dist.merge.writer import DTYPES
 from wiseft_dist.models.clip import preprocess_of
+from wiseft_dist.ranks import discover_ranks
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker
 

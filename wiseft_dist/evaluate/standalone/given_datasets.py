@@ -17,7 +17,6 @@ from wiseft_dist.data.manifest import Manifest, index_shards
 from wiseft_dist.data.pack import COUNT_FILE, TEMPLATES_FILE
 from wiseft_dist.data.tar import LABEL_FIELDS
 from wiseft_dist.data.vocabulary import find_vocabulary_file, read_templates
-from wiseft_dist.distributed import discover_ranks
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.entries import (
     NAME,
@@ -30,6 +29,7 @@ from wiseft_dist.evaluate.catalog.entries import (
 )
 from wiseft_dist.evaluate.catalog.lists import data_file
 from wiseft_dist.evaluate.dataset_checks import unlike_published, with_own_classes
+from wiseft_dist.ranks import discover_ranks
 
 SPLITS = ("test", "val", "validation", "valid", "train", "main", "resolve")
 """Folders inside a dataset's own, on disk and on the hub; none of them tells datasets apart."""

@@ -17,7 +17,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import BadSample, refuse_more
 from wiseft_dist.data.shards import Cache
 from wiseft_dist.data.transforms import Preprocess, evaluation_transform, normalize
-from wiseft_dist.distributed import Ranks, together
+from wiseft_dist.distributed import together
 from wiseft_dist.finetune.features.chunk import (
     FeatureChunk,
     decode_keys,
@@ -29,6 +29,7 @@ from wiseft_dist.finetune.features.chunk import (
 from wiseft_dist.models.classifier import Classifier, read_classifier, read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.progress import Bar, progress_bar
+from wiseft_dist.ranks import Ranks
 from wiseft_dist.run import commit_digest, digest
 
 CHUNK_SAMPLES = 16_384

@@ -1,0 +1,1 @@
+"""What `slurm/devcluster` is made of."""

@@ -1,0 +1,131 @@
+"""What `wiseft plan` shows: the jobs that are left and what they cost. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wiseft_dist.config import RunConfig
+from wiseft_dist.data.manifest import Manifest
+from wiseft_dist.data.stage import TRAIN, evaluated_sizes, index_all
+from wiseft_dist.data.vocabulary import load_vocabulary
+from wiseft_dist.errors import UserError
+from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
+from wiseft_dist.evaluate.dataset_checks import check_datasets
+from wiseft_dist.launch.container_checks import unseen_in_containers
+from wiseft_dist.launch.estimate import (
+    describe_disk,
+    describe_memory,
+    describe_parameters,
+    describe_reading,
+    describe_scoring,
+    describe_time,
+)
+from wiseft_dist.launch.site_checks import check_site
+from wiseft_dist.launch.start import left_of, resolve_paths, warn_of
+from wiseft_dist.models.parameter_count import count_parameters
+from wiseft_dist.pipeline import Step, describe
+from wiseft_dist.run import Run
+from wiseft_dist.tracking import read_events
+
+JOB_FIELDS = (
+    *("nodes", "tasks_per_node", "gpus_per_node", "gpu_isolation", "cpus_per_task", "mem_gb", "timeout_minutes"),
+    *("partition", "account", "qos", "constraint", "container"),
+)
+
+
+def preview(
+    config: RunConfig, *, site: str | None = None, rate: float | None = None, rate_from: Path | None = None
+) -> dict[str, Any]:
+    """The arithmetic of a run, the jobs that are left and what they cost.
+
+    Args:
+        config: The run.
+        site: Which profile went into it; only shown.
+        rate: Training samples a second, all ranks together.
+        rate_from: A run directory that tells the rate instead. Left out: this run's own.
+
+    Raises:
+        UserError: as for `wiseft run`, or if ``rate_from`` tells no rate.
+    """
+    config = resolve_paths(config)
+    run = Run(Path(config.output))
+    manifests = index_all(config, run)
+    warn_of(check_datasets(config, manifests))
+    return describe_plan(config, run, manifests, site=site, known_rate=_rate(config, run, rate, rate_from))
+
+
+def describe_plan(
+    config: RunConfig,
+    run: Run,
+    manifests: dict[str, Manifest],
+    *,
+    site: str | None = None,
+    known_rate: tuple[float | None, str | None] = (None, None),
+) -> dict[str, Any]:
+    """:func:`preview` of what is indexed already."""
+    steps = left_of(config, run, manifests)
+    world_size = config.launch.finetune.num_tasks
+    scoring = describe_scoring(config, manifests)
+    reading = describe_reading(config, manifests, world_size)
+    classes = 0 if config.finetune.recipe == "contrastive" else len(load_vocabulary(config.data).classnames)
+    parameters = describe_parameters(config, count_parameters(config.model.architecture), classes)
+    stages = {step.stage: step.jobs[0].resources for step in steps}
+    return describe(config, manifests) | {
+        "site": site,
+        "executor": config.launch.executor,
+        "jobs": _jobs(config, steps, evaluated_sizes(config, manifests)),
+        "steps_of_jobs": _steps(config, steps),
+        "reading": reading,
+        "scoring": scoring,
+        "parameters": parameters,
+        "disk_bytes": describe_disk(config, parameters, scoring, reading["bytes_an_epoch"]),
+        "gpu_bytes_without_activations": describe_memory(config, parameters, world_size),
+        "time": describe_time(config, manifests[TRAIN].num_training, *known_rate),
+        "slurm": [*check_site(stages), *unseen_in_containers(config)] if config.launch.executor == "slurm" else [],
+    }
+
+
+def _jobs(config: RunConfig, steps: list[Step], sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [
+        {"name": job.name}
+        | job.resources.model_dump(include=set(JOB_FIELDS))
+        | {"tasks": job.resources.num_tasks, "gpus": job.resources.gpus_per_node * job.resources.nodes}
+        | ({"images": images_by_dataset(parts_of_job(config, sizes, job.part))} if job.part else {})
+        for step in steps
+        for job in step.jobs
+    ]
+
+
+def _steps(config: RunConfig, steps: list[Step]) -> list[dict[str, Any]]:
+    """Each step of the graph: how many jobs it has, how many run at the same time, and what it waits for."""
+    return [
+        {
+            "stage": step.stage,
+            "num_jobs": len(step.jobs),
+            "max_parallel": min(len(step.jobs), step.jobs[0].resources.max_parallel),
+            "after": steps[place - 1].stage if place else None,
+        }
+        for place, step in enumerate(steps)
+    ]
+
+
+def _rate(config: RunConfig, run: Run, rate: float | None, rate_from: Path | None) -> tuple[float | None, str | None]:
+    """Samples a second of all ranks, and where that is known from."""
+    if rate is not None:
+        return rate, "--rate"
+    source = run if rate_from is None else Run(rate_from.absolute())
+    measured = [event for event in read_events(source) if _tells_rate(event)]
+    if not measured:
+        if rate_from is not None:
+            raise UserError(f"--rate-from: {rate_from} has no measured rate: its fine-tuning has logged nothing yet.")
+        return None, None
+    newest = measured[-1]
+    a_device, world_size = newest.get("samples_per_second_per_device"), config.launch.finetune.num_tasks
+    total = a_device * world_size if a_device else newest["samples_per_second"]
+    return float(total), f"{source.path}, each of {world_size} ranks as fast as one there"
+
+
+def _tells_rate(event: Mapping[str, Any]) -> bool:
+    return event.get("stage") == "finetune" and isinstance(event.get("samples_per_second"), int | float)

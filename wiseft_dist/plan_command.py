@@ -1,0 +1,128 @@
+"""`wiseft plan`: what would run where, and what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wiseft_dist.printable import printable
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", metavar="CONFIG")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, such as finetune.epochs=5.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=1e-9, help="Training samples a second, all ranks together.")
+    ] = None,
+    rate_from: Annotated[
+        Path | None, typer.Option("--rate-from", metavar="RUN", help="A run that has measured the rate.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what would run where: jobs, ranks, batches, steps, bytes, hours. Touches nothing."""
+    from wiseft_dist.config import load_config
+    from wiseft_dist.config.sites import site_in_force
+    from wiseft_dist.launch.preview import preview
+
+    settings = overrides or []
+    loaded = load_config(config, settings)
+    described = preview(loaded, site=site_in_force(config, settings), rate=rate, rate_from=rate_from)
+    print(json.dumps(described, indent=1) if as_json else printable("\n".join(plan_lines(described)), keep="\n"))
+
+
+def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """The plan as a person reads it."""
+    yield from _job_lines(described) if described["jobs"] else ["nothing left to do"]
+    yield (
+        f"batch {described['global_batch_size']} = {described['world_size']} ranks x {described['micro_batch_size']} "
+        f"x {described['accumulation_steps']} accumulation; {described['steps']} steps for {described['epochs']:g} "
+        f"epochs of {described['training_samples']} samples in {described['training_shards']} shards "
+        f"({described['held_out_samples']} held out)"
+    )
+    tests = ", ".join(f"{name} {count}" for name, count in described["test_samples"].items())
+    yield f"{len(described['alphas'])} alphas on: {tests or 'nothing'}"
+    site = f", site {described['site']}" if described["site"] else ""
+    yield f"executor {described['executor']}{site}"
+    yield from _cost_lines(described)
+    yield from (f"warning: {sentence}" for sentence in described["slurm"])
+
+
+def _job_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    """A line a job: its name, processes, GPUs and limits and, of the evaluation, how many images it scores."""
+    steps = {step["stage"]: step for step in described["steps_of_jobs"]}
+    for job in described["jobs"]:
+        step = steps.pop(job["name"].partition("/")[0], None)
+        if step is not None and step["num_jobs"] > 1:
+            yield f"{step['stage']}: an array of {step['num_jobs']}, at most {step['max_parallel']} at the same time"
+        after = f"; after {step['after']}" if step is not None and step["after"] else ""
+        images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
+        yield f"{job['name']:<24} {_resources(job)}{after}{f'; images: {images}' if images else ''}"
+
+
+def _resources(job: Mapping[str, Any]) -> str:
+    words = [f"{job['nodes']} x {job['tasks_per_node']} processes, {job['gpus_per_node']} GPUs a node"]
+    words += [f"{job['cpus_per_task']} cores a process"] if job["cpus_per_task"] else []
+    words += [f"{job['mem_gb']:g} GB a node"] if job["mem_gb"] else []
+    words.append(f"{job['timeout_minutes']} minutes")
+    words += [f"{name} {job[name]}" for name in ("partition", "account", "qos", "constraint", "container") if job[name]]
+    return ", ".join(words)
+
+
+def _cost_lines(described: Mapping[str, Any]) -> Iterator[str]:
+    reading, scoring, parameters = described["reading"], described["scoring"], described["parameters"]
+    fewest, most = reading["shards_a_rank"]
+    yield (
+        f"reads {_size(reading['bytes_an_epoch'])} an epoch, {_size(reading['bytes_of_training'])} in all, and "
+        f"{_size(reading['bytes_of_evaluation'])} to evaluate; a rank opens {fewest} to {most} shards an epoch"
+    )
+    yield (
+        f"scores {scoring['images']} images with {scoring['members']} models: each is decoded once, "
+        f"{scoring['predictions']} predictions"
+    )
+    disk = described["disk_bytes"]
+    parts = [(disk["checkpoints"], "checkpoints"), (disk["ensembles"], "ensembles"), (disk["predictions"], "cells")]
+    known = ", ".join(f"{_size(number)} of {name}" for number, name in parts if number is not None)
+    unknown = "" if parameters else " (and weights: how many parameters the model has is not known before it is built)"
+    yield f"disk about {known}{unknown}"
+    if disk["cache_a_node"]:
+        yield f"cache up to {_size(disk['cache_a_node'])} on each node"
+    if parameters:
+        yield (
+            f"trains {parameters['trained']} of {parameters['model']} parameters: "
+            f"{_size(described['gpu_bytes_without_activations'])} a rank, and its activations"
+        )
+    yield from _time_lines(described["time"])
+
+
+def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
+    if time["finetune_seconds"] is None:
+        yield "how long fine-tuning takes is not known: say --rate SAMPLES_A_SECOND, or --rate-from RUN"
+        return
+    yield (
+        f"fine-tuning takes about {_duration(time['finetune_seconds'])} at {time['samples_per_second']:.0f} "
+        f"samples/s ({time['rate_of']})"
+    )
+    if time["finetune_jobs"] > 1:
+        yield (
+            "note: that is more than launch.finetune.timeout_minutes; a Slurm job saves at its limit and comes back "
+            f"by itself, {time['finetune_jobs'] - 1} times"
+        )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _size(number: int) -> str:
+    """In decimal units, as disks are sold: ``1.2 GB``."""
+    size, units = float(number), ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"
