@@ -200,7 +200,7 @@ def _is_alive(claim: Claim) -> bool:
 
 def _is_running(job_id: str) -> bool:
     """Whether Slurm has this job running now; no, where it does not answer: then the newest attempt counts."""
-    from wiseft_dist.launch.slurm import job_states
+    from wiseft_dist.slurm import job_states
 
     try:
         states = job_states([job_id], patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
-from wiseft_dist.launch.slurm import JobState, has_accounting, job_states
+from wiseft_dist.slurm import JobState, has_accounting, job_states
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster
@@ -94,7 +94,7 @@ def outcome(state: JobState | None) -> Outcome:
 
 def accounted(cluster: Devcluster, job: str) -> JobState:
     """What accounting alone says."""
-    from wiseft_dist.launch.slurm import ACCOUNTING_FIELDS, parse_accounting
+    from wiseft_dist.slurm import ACCOUNTING_FIELDS, parse_accounting
 
     fields = ",".join(ACCOUNTING_FIELDS)
     return parse_accounting(cluster.slurm("sacct", "-nP", "--duplicates", "--format", fields, "--jobs", job))[job]

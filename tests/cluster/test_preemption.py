@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,17 +52,17 @@ def undisturbed(devcluster: Devcluster, small_world: World, tmp_path_factory: py
     return run
 
 
-def submit(world: World, output: Path) -> tuple[Run, str]:
+def submit(world: World, output: Path, *settings: str) -> tuple[Run, str]:
     """A new run whose fine-tuning is in the queue, and the job's id."""
-    config = load_config(world.config, [*SETTINGS, f"output={output}"])
+    config = load_config(world.config, [*SETTINGS, f"output={output}", *settings])
     run = open_run(config)
     run.jobs.mkdir()
     [submitted] = SlurmExecutor(run).submit([Job("finetune", None, config.launch.finetune)], after=[])
     return run, submitted.job_id
 
 
-def under_way(world: World, output: Path) -> tuple[Run, str]:
-    run, job = submit(world, output)
+def under_way(world: World, output: Path, *settings: str) -> tuple[Run, str]:
+    run, job = submit(world, output, *settings)
     wait_until(lambda: len(losses(run)) >= STOPPED_AT, seconds_between=0.02)
     return run, job
 
@@ -112,6 +113,33 @@ def test_a_cancelled_job_saves_and_stays_away(devcluster: Devcluster, small_worl
     [checkpoint] = committed_checkpoints(run)
     assert STOPPED_AT <= read_commit(checkpoint)["step"] < max(losses(run)) + 2
     assert [event["event"] for event in read_events(run)].count("started") == 1
+
+
+APPTAINER = """#!/bin/sh
+# As apptainer runs `exec --bind MOUNTS IMAGE COMMAND ...` in an image that has none of Slurm's commands.
+echo "$@" >> {told}
+shift 4
+PATH={empty} exec "$@"
+"""
+
+
+def test_a_job_whose_container_has_no_slurm_commands_comes_back_too(
+    devcluster: Devcluster, small_world: World, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs, told = tmp_path / "bin", tmp_path / "told"
+    programs.mkdir()
+    (programs / "apptainer").write_text(APPTAINER.format(told=told, empty=tmp_path / "empty"))
+    (programs / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    container = f"{{container: wiseft.sif, container_runtime: apptainer, container_python: {sys.executable}}}"
+    run, job = under_way(small_world, tmp_path / "run", f"launch.all={container}")
+    devcluster.slurm("scancel", "--signal=USR2", job)
+    wait_until(lambda: starts_again(devcluster, job) and run.final_checkpoint() is not None)
+    first, second = (event["step"] for event in read_events(run) if event["event"] == "started")
+    assert first == 0 and second >= STOPPED_AT
+    assert losses(run) == losses(undisturbed)
+    assert f"{run.path}:{run.path}" in told.read_text()
+    assert list(run.path.glob(".requeue*")) == []
 
 
 def losses(run: Run) -> dict[int, float]:

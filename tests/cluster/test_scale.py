@@ -11,9 +11,9 @@ from tiny_run import World
 from wiseft_dist.config import Resources, load_config
 from wiseft_dist.launch.executors import SlurmExecutor
 from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.launch.slurm import active_ids
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run, open_run
+from wiseft_dist.slurm import active_ids
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster

@@ -13,9 +13,9 @@ import pytest
 from tiny_run import World, wiseft
 
 from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.launch.slurm import active_ids
 from wiseft_dist.pipeline import remaining
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import active_ids
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster

@@ -11,8 +11,8 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import ended_without_result, last_lines
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger, record
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of, why_it_waits
-from wiseft_dist.launch.slurm import JobState, cancel_jobs, job_states, parse_accounting, parse_minutes, parse_queue
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import JobState, cancel_jobs, job_states, parse_accounting, parse_minutes, parse_queue
 
 QUEUE = """\
 2|CANCELLED|None|15|0|127.0.0.11|1795476071|1795476074|365-00:00:00|

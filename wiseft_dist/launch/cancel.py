@@ -16,8 +16,8 @@ from wiseft_dist.launch.ledger import Entry, read_ledger
 from wiseft_dist.launch.local_jobs import is_alive
 from wiseft_dist.launch.lock import Holder, holder
 from wiseft_dist.launch.processes import end_processes
-from wiseft_dist.launch.slurm import active_ids, cancel_jobs
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import active_ids, cancel_jobs
 
 POLL_SECONDS = 0.5
 GONE_SECONDS = 600.0

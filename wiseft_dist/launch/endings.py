@@ -9,7 +9,7 @@ from typing import Any
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.ledger import Entry, log_file
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
-from wiseft_dist.launch.slurm import JobState
+from wiseft_dist.slurm import JobState
 
 LOG_TAIL_LINES = 15
 LOG_TAIL_BYTES = 64 * 1024

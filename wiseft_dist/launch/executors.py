@@ -20,10 +20,10 @@ from wiseft_dist.launch.ledger import Entry, record
 from wiseft_dist.launch.processes import end_processes
 from wiseft_dist.launch.sbatch import job_python
 from wiseft_dist.launch.sbatch import slurm_parameters as slurm_parameters
-from wiseft_dist.launch.slurm import max_array_size
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import max_array_size
 
 MAX_REQUEUES = 1_000_000
 """Submitit's own limit, which counts time limits whatever was done in between; ours counts those without progress."""

@@ -17,11 +17,11 @@ from wiseft_dist.launch.lock import only_one as only_one
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.launch.progress_line import progress_line
-from wiseft_dist.launch.slurm import JobState, cancel_jobs, job_states
 from wiseft_dist.pipeline import Step, is_finished, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import JobState, cancel_jobs, job_states
 from wiseft_dist.tracking import read_events_from
 
 SETTLE_SECONDS = 0.5

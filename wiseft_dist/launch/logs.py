@@ -11,9 +11,9 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import last_lines
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger
 from wiseft_dist.launch.local_jobs import is_alive
-from wiseft_dist.launch.slurm import active_ids
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import active_ids
 
 POLL_SECONDS = 0.5
 STATE_SECONDS = 3.0

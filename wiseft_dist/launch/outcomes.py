@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from wiseft_dist.launch.slurm import NOT_STARTED, JobState
+from wiseft_dist.slurm import NOT_STARTED, JobState
 
 
 class Outcome(StrEnum):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from wiseft_dist.config import Resources
 from wiseft_dist.errors import RunError
-from wiseft_dist.launch.slurm import has_accounting, parse_minutes
+from wiseft_dist.slurm import has_accounting, parse_minutes
 
 ANSWER_SECONDS = 10.0
 

@@ -23,10 +23,10 @@ from wiseft_dist.launch.lock import Holder, holder
 from wiseft_dist.launch.outcomes import INTERRUPTS, Outcome, explain, outcome_of, why_it_waits
 from wiseft_dist.launch.pace import Pace, Training, evaluate_pace, finetune_pace, merge_pace
 from wiseft_dist.launch.progress_line import RECENT_BYTES
-from wiseft_dist.launch.slurm import JobState, job_states
 from wiseft_dist.pipeline import STAGES, plan, remaining
 from wiseft_dist.ranks import machine, started_at
 from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.slurm import JobState, job_states
 from wiseft_dist.tracking import read_events_from
 
 LOG_LINES = 6

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from wiseft_dist import slurm
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError
 from wiseft_dist.findings import Finding, Level
-from wiseft_dist.launch import slurm
-from wiseft_dist.launch.slurm import parse_minutes
 from wiseft_dist.ranks import node_name
+from wiseft_dist.slurm import parse_minutes
 
 STAGES = ("finetune", "merge", "evaluate", "report")
 ANSWER_SECONDS = 5.0

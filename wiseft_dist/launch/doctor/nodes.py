@@ -21,8 +21,8 @@ from wiseft_dist.launch.doctor.cluster import STAGES, Partition, read_partitions
 from wiseft_dist.launch.doctor.machine import check_machine
 from wiseft_dist.launch.doctor.sources import check_sources
 from wiseft_dist.launch.executors import slurm_executor, submitting
-from wiseft_dist.launch.slurm import JobState, cancel_jobs, job_states
 from wiseft_dist.launch.snapshot import snapshot
+from wiseft_dist.slurm import JobState, cancel_jobs, job_states
 
 POLL_SECONDS = 1.0
 RUN_SECONDS = 300.0

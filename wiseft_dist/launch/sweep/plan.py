@@ -9,13 +9,13 @@ from typing import Any
 from wiseft_dist.config import LaunchConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.parts import job_names
-from wiseft_dist.launch.slurm import max_array_size
 from wiseft_dist.launch.start import left_of
 from wiseft_dist.launch.sweep.arrays import Array, Missing, make_arrays
 from wiseft_dist.launch.sweep.directory import SWEEP_FILE, SoupKind, Sweep, is_sweep, read_sweep, refuse_another_sweep
 from wiseft_dist.launch.sweep.grid import parse_grid
 from wiseft_dist.launch.sweep.members import Planned, check_members, read_members
 from wiseft_dist.launch.sweep.soup import why_no_soup
+from wiseft_dist.slurm import max_array_size
 
 USUAL_ARRAY_SIZE = 1001
 

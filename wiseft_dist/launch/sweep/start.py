@@ -13,7 +13,6 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.launch.lock import only_one
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
-from wiseft_dist.launch.slurm import cancel_jobs, job_states, max_array_size
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.launch.start import note_code, refuse_to_change_under_jobs
 from wiseft_dist.launch.sweep.arrays import Array, Missing
@@ -27,6 +26,7 @@ from wiseft_dist.launch.sweep.submit import submit_arrays, submit_soup
 from wiseft_dist.pipeline import remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run, find_run, open_run
+from wiseft_dist.slurm import cancel_jobs, job_states, max_array_size
 from wiseft_dist.weights.finetuned import is_finetuned
 
 LOG_FILE = "sweep.log"

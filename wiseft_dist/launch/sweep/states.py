@@ -9,11 +9,11 @@ from wiseft_dist.launch.endings import failure_of, last_lines
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger
 from wiseft_dist.launch.lock import holder
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
-from wiseft_dist.launch.slurm import JobState, job_states
 from wiseft_dist.launch.sweep.directory import Sweep
 from wiseft_dist.pipeline import Job, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
+from wiseft_dist.slurm import JobState, job_states
 from wiseft_dist.tracking import read_events
 
 NOT_STARTED = "not started"
