@@ -19,6 +19,7 @@ from threading import Event, Thread
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.ranks import Launcher, Ranks, machine, node_name, started_at
 from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.slurm import job_states
 from wiseft_dist.tracking import append_event
 
 LOOK_SECONDS = 5.0
@@ -200,8 +201,6 @@ def _is_alive(claim: Claim) -> bool:
 
 def _is_running(job_id: str) -> bool:
     """Whether Slurm has this job running now; no, where it does not answer: then the newest attempt counts."""
-    from wiseft_dist.slurm import job_states
-
     try:
         states = job_states([job_id], patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)
     except RunError:
