@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUTPUT ?= runs/quickstart
+# Files of tests that run side by side: many of them wait for Slurm or for a server.
+TESTERS ?= 2
 
 .PHONY: venv quickstart test test-kills test-merge-kills test-matrix test-cluster test-fast lint format benchmarks clean
 
@@ -20,7 +22,7 @@ quickstart: venv  ## the whole road on made-up pictures
 	$(BIN)/wiseft quickstart --output $(OUTPUT)
 
 test: venv  ## everything; tests that need Slurm or real pictures say why they are skipped
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile
 
 test-kills: venv  ## a run killed at 20 random moments and resumed, for ZeRO 1, 2 and 3: a quarter of an hour
 	WISEFT_KILLS=20 WISEFT_KILLED_STAGES=1,2,3 $(BIN)/python -m pytest tests/finetune/test_kills.py -s

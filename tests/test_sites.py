@@ -156,6 +156,22 @@ def test_a_mistake_in_the_settings_of_jobs_is_a_sentence(run_file: Path, setting
         load_config(run_file, [setting])
 
 
+def test_setup_lines_are_the_shells_and_only_the_configurations_own_variables_are_filled_in(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "/opt")
+    site = run_file.parent / "sites" / "lab.yaml"
+    site.write_text(
+        "launch:\n  all:\n    setup:\n"
+        "      - export PATH=${oc.env:PLACE}/bin:${PATH}\n      - echo ${SLURM_ARRAY_TASK_ID:-0}\n"
+    )
+    config = load_config(run_file, ["launch.merge.setup=['echo ${A%%.*}']", "launch.report={setup: ['echo ${B}']}"])
+    assert config.launch.finetune.setup == ("export PATH=/opt/bin:${PATH}", "echo ${SLURM_ARRAY_TASK_ID:-0}")
+    assert (config.launch.merge.setup, config.launch.report.setup) == (("echo ${A%%.*}",), ("echo ${B}",))
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
 def test_names_that_only_remind_of_secrets_are_let_through(run_file: Path) -> None:
     setting = "launch.all.environment={TOKENIZERS_PARALLELISM: 'false', OMP_NUM_THREADS: 4}"
     assert load_config(run_file, [setting]).launch.report.environment["OMP_NUM_THREADS"] == 4

@@ -68,6 +68,24 @@ def read_claim(file: Path) -> Claim | None:
         return None
 
 
+def at_work(run: Run) -> dict[str, Claim]:
+    """Who is at work on this run's stages now, whoever started it: by the names of the jobs, such as ``finetune``.
+
+    A process of this machine is looked for here, one of another machine's Slurm job at Slurm. Where Slurm does not
+    answer, and of what was started on another machine without it, nothing can be told: it is left out.
+    """
+    files = sorted((run.jobs / "attempts").glob("*.json"))
+    claims = {"/".join(file.stem.split("-", 1)): read_claim(file) for file in files}
+    open_ones = {name: claim for name, claim in claims.items() if claim is not None and not claim.is_over}
+    elsewhere = {claim.job_id for claim in open_ones.values() if claim.machine != machine() and claim.job_id}
+    running = _running(sorted(elsewhere))
+    return {
+        name: claim
+        for name, claim in open_ones.items()
+        if (_is_alive(claim) if claim.machine == machine() else claim.job_id in running)
+    }
+
+
 def take(file: Path, launcher: Launcher, name: str) -> None:
     """Name this process's attempt as the newest, unless another one is at work and nothing says that it is lost.
 
@@ -201,8 +219,12 @@ def _is_alive(claim: Claim) -> bool:
 
 def _is_running(job_id: str) -> bool:
     """Whether Slurm has this job running now; no, where it does not answer: then the newest attempt counts."""
+    return job_id in _running([job_id])
+
+
+def _running(job_ids: list[str]) -> set[str]:
     try:
-        states = job_states([job_id], patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)
+        states = job_states(job_ids, patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)
     except RunError:
-        return False
-    return any(state.state == "RUNNING" for state in states.values())
+        return set()
+    return {job_id for job_id, state in states.items() if state.state == "RUNNING"}

@@ -102,19 +102,21 @@ def job_states(
         named = ",".join([*bases, bases[0]])
         fields = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
         command = ["squeue", "--noheader", "--array", "--states=all", "--Format", fields, "--jobs", named]
-        known |= parse_queue(_ask(command, patience_seconds=patience_seconds, command_seconds=command_seconds))
+        known |= parse_queue(ask(command, patience_seconds=patience_seconds, command_seconds=command_seconds))
     states = {job_id: state for job_id in job_ids if (state := _lookup(known, job_id)) is not None}
     unclear = [job_id for job_id in job_ids if job_id not in states or states[job_id].state == "FAILED"]
-    return states | _accounted(unclear) if unclear else states
+    return states | _accounted(unclear, command_seconds) if unclear else states
 
 
-def active_ids(job_ids: Sequence[str]) -> set[str]:
+def active_ids(job_ids: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS) -> set[str]:
     """Which Slurm jobs are waiting or running; ``123_4`` names a task of an array.
 
     Raises:
         RunError: if squeue does not answer.
     """
-    return {job_id for job_id, state in job_states(job_ids).items() if state.is_active}
+    return {
+        job_id for job_id, state in job_states(job_ids, patience_seconds=patience_seconds).items() if state.is_active
+    }
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
@@ -128,16 +130,18 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
         tasks[base].append(task)
     for bases in _batches(job_ids):
         named = [f"{base}_[{','.join(tasks[base])}]" if all(tasks[base]) else base for base in bases]
-        _ask(["scancel", "--quiet", *named])
+        ask(["scancel", "--quiet", *named])
 
 
-def has_accounting() -> bool:
+def has_accounting(*, patience_seconds: float = PATIENCE_SECONDS, command_seconds: float = COMMAND_SECONDS) -> bool:
     """Whether Slurm keeps a record of ended jobs, which sacct reads.
 
     Raises:
         RunError: if scontrol does not answer.
     """
-    return _setting("AccountingStorageType", "").removeprefix("accounting_storage/") not in ("", "none", "(null)")
+    settings = cluster_settings(patience_seconds=patience_seconds, command_seconds=command_seconds)
+    kind = settings.get("AccountingStorageType", "").removeprefix("accounting_storage/")
+    return kind not in ("", "none", "(null)")
 
 
 def max_array_size() -> int:
@@ -146,26 +150,49 @@ def max_array_size() -> int:
     Raises:
         RunError: if scontrol does not answer.
     """
-    return int(_setting("MaxArraySize", "1001"))
+    return int(cluster_settings().get("MaxArraySize", "1001"))
 
 
-def cluster_settings() -> dict[str, str]:
+def cluster_settings(
+    *, patience_seconds: float = PATIENCE_SECONDS, command_seconds: float = COMMAND_SECONDS
+) -> dict[str, str]:
     """The controller's configuration, as ``scontrol show config`` writes it.
 
     Raises:
         RunError: if scontrol does not answer.
     """
-    lines = (line.partition("=") for line in ask(["scontrol", "show", "config"]).splitlines())
+    command = ["scontrol", "show", "config"]
+    text = ask(command, patience_seconds=patience_seconds, command_seconds=command_seconds)
+    lines = (line.partition("=") for line in text.splitlines())
     return {key.strip(): value.strip() for key, _, value in lines}
 
 
-def ask(command: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS) -> str:
-    """The answer of another of Slurm's commands.
+def ask(
+    command: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS, command_seconds: float = COMMAND_SECONDS
+) -> str:
+    """The answer of one of Slurm's commands; a controller that is busy or restarts is asked again.
 
     Raises:
         RunError: if it does not answer.
     """
-    return _ask(command, patience_seconds=patience_seconds)
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        reason = ""
+        try:
+            answer = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=command_seconds, env=_environment()
+            )
+        except FileNotFoundError as error:
+            raise RunError(f"{command[0]} is not installed here: ask on a machine of the cluster.") from error
+        except subprocess.TimeoutExpired:
+            reason = f"nothing within {command_seconds:.0f} s"
+        else:
+            if answer.returncode == 0:
+                return answer.stdout
+            reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if time.monotonic() >= deadline:
+            raise RunError(f"{command[0]} does not answer: {reason}")
+        time.sleep(1.0)
 
 
 def parse_queue(text: str) -> dict[str, JobState]:
@@ -275,15 +302,16 @@ def _lookup(known: Mapping[str, JobState], job_id: str) -> JobState | None:
     return replace(array, job_id=job_id) if array is not None and array.state in ENDED else None
 
 
-def _accounted(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """What accounting knows; nothing where there is none, or where it does not answer."""
+def _accounted(job_ids: Sequence[str], command_seconds: float) -> dict[str, JobState]:
+    """What accounting knows; nothing where there is none, or where it does not answer at once."""
     try:
-        if not has_accounting():
+        if not has_accounting(patience_seconds=0.0, command_seconds=command_seconds):
             return {}
         known: dict[str, JobState] = {}
         for bases in _batches(job_ids):
             options = ["--parsable2", "--noheader", "--duplicates", "--format", ",".join(ACCOUNTING_FIELDS)]
-            known |= parse_accounting(_ask(["sacct", *options, "--jobs", ",".join(bases)]))
+            command = ["sacct", *options, "--jobs", ",".join(bases)]
+            known |= parse_accounting(ask(command, patience_seconds=0.0, command_seconds=command_seconds))
     except RunError:
         return {}  # squeue has answered, which is what matters
     return {job_id: known[job_id] for job_id in job_ids if job_id in known}
@@ -293,38 +321,6 @@ def _batches(job_ids: Iterable[str]) -> list[list[str]]:
     """The ids without tasks, each once, in pieces that a command line can hold."""
     bases = list(dict.fromkeys(job_id.split("_")[0] for job_id in job_ids))
     return [bases[start : start + MAX_NAMED] for start in range(0, len(bases), MAX_NAMED)]
-
-
-def _setting(name: str, default: str) -> str:
-    return cluster_settings().get(name, default)
-
-
-def _ask(
-    command: Sequence[str], *, patience_seconds: float = PATIENCE_SECONDS, command_seconds: float = COMMAND_SECONDS
-) -> str:
-    """The answer of one of Slurm's commands; a controller that is busy or restarts is asked again.
-
-    Raises:
-        RunError: if it does not answer.
-    """
-    deadline = time.monotonic() + patience_seconds
-    while True:
-        reason = ""
-        try:
-            answer = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=command_seconds, env=_environment()
-            )
-        except FileNotFoundError as error:
-            raise RunError(f"{command[0]} is not installed here: ask on a machine of the cluster.") from error
-        except subprocess.TimeoutExpired:
-            reason = f"nothing within {command_seconds:.0f} s"
-        else:
-            if answer.returncode == 0:
-                return answer.stdout
-            reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        if time.monotonic() >= deadline:
-            raise RunError(f"{command[0]} does not answer: {reason}")
-        time.sleep(1.0)
 
 
 def _environment() -> dict[str, str]:

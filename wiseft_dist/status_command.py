@@ -76,20 +76,44 @@ def cancel(
     stage: Stage = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """End a run's jobs, here or on Slurm; what is committed stays, and `wiseft run` goes on from there."""
+    """End the jobs of a run or a sweep, here or on Slurm; what is committed stays, and the same command goes on."""
     from wiseft_dist.launch.cancel import cancel as end
     from wiseft_dist.launch.cancel import under_way
 
+    if _is_sweep(run_directory):
+        _cancel_sweep(run_directory, stage, yes=yes)
+        return
     run = _opened(run_directory)
     found = under_way(run, stage)
     if not found.names:
         print(f"{run.path}: nothing to cancel{f' of {stage}' if stage else ''}.")
         return
-    named = ", ".join(found.names[:8]) + (f" and {len(found.names) - 8} more" if len(found.names) > 8 else "")
+    named = _few(found.names)
     if not yes:
         _ask(f"Cancel {named}?")
     end(run, found, stage)
     print(f"Cancelled: {named}. `wiseft run {run.config_file}` goes on from what is committed.")
+
+
+def _cancel_sweep(folder: Path, stage: str | None, *, yes: bool) -> None:
+    from wiseft_dist.launch.sweep.cancel import cancel_sweep, sweep_under_way
+    from wiseft_dist.launch.sweep.directory import read_sweep
+
+    if stage is not None:
+        raise UserError(f"{folder} is a sweep: it is cancelled as a whole, or `wiseft cancel` one of its runs.")
+    sweep = read_sweep(folder)
+    found = sweep_under_way(sweep)
+    if not found.names:
+        print(f"{sweep.folder}: nothing to cancel.")
+        return
+    if not yes:
+        _ask(f"Cancel {_few(found.names)}?")
+    cancel_sweep(sweep, found)
+    print(f"Cancelled: {_few(found.names)}. The same `wiseft sweep` goes on from what is committed.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _ask(question: str) -> None:

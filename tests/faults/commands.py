@@ -31,6 +31,7 @@ class Command:
 
     def __init__(self, cluster: FaultCluster, *arguments: object, **environment: str) -> None:
         self._cluster = cluster
+        self._said: Said | None = None
         self._process = subprocess.Popen(
             command("run", *arguments),
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -41,7 +42,9 @@ class Command:
         return self._process.poll() is not None
 
     def end(self) -> Said:
-        """Wait for it."""
+        """Wait for it, however often this is asked."""
+        if self._said is not None:
+            return self._said
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.has_ended():
             self._cluster.start_requeued_now()
@@ -49,7 +52,8 @@ class Command:
                 self._process.kill()
             time.sleep(0.3)
         _, text = self._process.communicate()
-        return Said(self._process.returncode, text)
+        self._said = Said(self._process.returncode, text)
+        return self._said
 
     def kill(self) -> None:
         """Whatever has become of it."""

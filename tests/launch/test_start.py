@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from tiny_run import wiseft
 
+from wiseft_dist.claims import Claim, at_work, claim_file
 from wiseft_dist.code_identity import code_identity
 from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.errors import UserError
 from wiseft_dist.launch.follow import only_one
-from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.launch.start import prepare, start, warn_of
+from wiseft_dist.launch.ledger import Entry, log_file, read_ledger, record
+from wiseft_dist.launch.others import refuse_beside_others
+from wiseft_dist.launch.start import prepare, refuse_to_change_under_jobs, start, warn_of
+from wiseft_dist.ranks import machine, started_at
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event, read_events
 
+PARTITIONS = """echo 'PartitionName=dev Default=YES MaxTime=UNLIMITED State=UP TotalNodes=4'"""
 AT_WORK = "another `wiseft run` is at work on this run; nothing was started"
 
 
@@ -104,6 +112,96 @@ def test_a_launch_into_the_background_lets_go_of_the_lock_first(copied, monkeypa
     start(with_settings(copied, "evaluate.batch_size=3"), detach=True)
     assert len(taken) == 1
     assert "batch_size: 3" in taken[0]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Writes a program that stands in for one of Slurm's."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def write(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return write
+
+
+def running(job_id: str) -> str:
+    return f"echo '{job_id}|RUNNING|None|0|0|node1|1795476071|NONE|UNLIMITED|'"
+
+
+def test_what_slurm_would_refuse_of_any_step_is_said_before_the_first_is_submitted(world, tmp_path, program):
+    program("scontrol", PARTITIONS)
+    program("squeue", "exit 0")
+    program("sbatch", f"touch {tmp_path}/submitted; exit 1")
+    run = Run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"nothing was submitted: launch.report.partition is 'x', which Slurm does not"):
+        start(load_config(world.config, [f"output={run.path}", "launch.executor=slurm", "launch.report.partition=x"]))
+    assert not run.path.exists() and not (tmp_path / "submitted").exists()
+
+
+def test_stages_without_a_job_in_the_queue_may_ask_for_something_else(copied, program):
+    record(copied, [Entry("finetune", "7", str(copied.jobs / "finetune"), "slurm", 1.0)])
+    program("squeue", running("7"))
+    refuse_to_change_under_jobs(with_settings(copied, "launch.report.partition=x"), copied)
+    for setting in ("launch.finetune.partition=x", "evaluate.batch_size=3"):
+        with pytest.raises(UserError, match=rf"\(7\) with other settings.*`wiseft cancel {copied.path}`"):
+            refuse_to_change_under_jobs(with_settings(copied, setting), copied)
+
+
+def test_nothing_is_started_beside_a_batch_script_that_does_the_run(copied, program, monkeypatch):
+    in_a_batch_job(monkeypatch, "19")
+    record(copied, [Entry("report", "19", "/home/me", "slurm", 1.0, "/home/me/slurm-19.out")])
+    program("squeue", running("19"))
+    refuse_beside_others(copied)  # it is this job itself, which was requeued
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(UserError, match="Slurm job 19 waits or runs, and its batch script does the stages"):
+        start(with_settings(copied))
+    program("squeue", "exit 0")
+    refuse_beside_others(copied)
+
+
+def test_nothing_is_started_beside_a_stage_that_somebody_started_by_hand(copied, monkeypatch):
+    monkeypatch.setattr("wiseft_dist.launch.others.LEAVING_SECONDS", 0.0)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        claim = Claim(1, "a", "", 0, "node1", machine(), process.pid, started_at(process.pid), 1.0)
+        file = claim_file(copied, "evaluate", "1-of-3")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(claim)))
+        assert at_work(copied) == {"evaluate/1-of-3": claim}
+        for launch in (start, prepare):
+            with pytest.raises(UserError, match=rf"process {process.pid} on node1 is at work on evaluate/1-of-3"):
+                launch(with_settings(copied))
+        process.kill()
+    assert at_work(copied) == {}
+
+
+def test_a_batch_script_stands_in_the_ledger_with_what_is_left(copied, program, monkeypatch):
+    in_a_batch_job(monkeypatch, "19")
+    program("squeue", "exit 0")
+    program("scontrol", "echo '   StdErr=/x'; echo '   StdOut=/home/me/a run-19.log'")
+    shutil.rmtree(copied.report)
+    before = read_ledger(copied)
+    prepare(with_settings(copied))
+    entries = read_ledger(copied)
+    assert {name for name, entry in entries.items() if entry != before.get(name)} == {"report"}
+    assert (entries["report"].job_id, entries["report"].executor) == ("19", "slurm")
+    assert log_file(entries["report"], 3) == Path("/home/me/a run-19.log")
+
+
+def test_a_batch_script_does_not_begin_beside_jobs_in_the_queue(copied, program, monkeypatch):
+    in_a_batch_job(monkeypatch, "19")
+    program("squeue", running("7"))
+    record(copied, [Entry("report", "7", str(copied.jobs / "report"), "slurm", 1.0)])
+    with pytest.raises(UserError, match=r"in the queue \(7\), and this batch script would do the same"):
+        prepare(with_settings(copied))
+
+
+def in_a_batch_job(monkeypatch: pytest.MonkeyPatch, job_id: str) -> None:
+    for name, value in {"SLURM_JOB_ID": job_id, "ENVIRONMENT": "BATCH"}.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_a_warning_cannot_speak_to_the_terminal(capsys):

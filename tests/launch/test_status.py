@@ -16,9 +16,12 @@ import pytest
 
 from wiseft_dist.config import dump_config, load_config
 from wiseft_dist.errors import UserError
+from wiseft_dist.launch.cancel import under_way
 from wiseft_dist.launch.ledger import Entry, log_file, record
 from wiseft_dist.launch.lock import holder, only_one
-from wiseft_dist.launch.status import RunStatus, run_status
+from wiseft_dist.launch.logs import choose_job
+from wiseft_dist.launch.status import run_status
+from wiseft_dist.launch.status_records import RunStatus
 from wiseft_dist.launch.status_table import status_text
 from wiseft_dist.run import Run
 from wiseft_dist.tracking import append_event, read_events, read_events_from
@@ -243,3 +246,59 @@ def test_events_are_read_from_the_beginning_of_a_line_on(tmp_path):
     assert [event["number"] for event in read_events_from(run, length)] == [second, third]
     assert [event["number"] for event in read_events_from(run, length + 1)] == [third]
     assert read_events_from(run, 10**9) == []
+
+
+def queue(tmp_path, monkeypatch, answer: str) -> None:
+    """A `squeue` that gives this answer, and no other command of Slurm."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\nprintf '%s\\n' '{answer}'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+
+def test_a_job_that_slurm_calls_failed_is_never_said_not_to_have_started(copied, tmp_path, monkeypatch):
+    """Submitit leaves a result file of a job that raised, too."""
+    entry = failed_merge(copied)
+    events = copied.events_file.read_text().splitlines()
+    copied.events_file.write_text("\n".join(events[:-1]) + "\n")
+    record(copied, [Entry("merge", "17", str(copied.jobs / "merge"), "slurm", entry.submitted)])
+    (copied.jobs / "merge" / "17_0_result.pkl").touch()
+    queue(tmp_path, monkeypatch, "17|FAILED|NonZeroExitCode|256|0|node1|1795476071|1795476071|10:00|")
+    status = run_status(copied)
+    assert (status.state, states(status)["merge"]) == ("failed", "failed")
+    assert status.stages[1].jobs[0].explanation == "merge (job 17) failed (exit code 1)."
+
+
+def test_a_forgotten_job_is_what_its_log_or_whoever_followed_it_says(copied, tmp_path, monkeypatch):
+    entry = failed_merge(copied)
+    events = copied.events_file.read_text().splitlines()
+    copied.events_file.write_text("\n".join(events[:-1]) + "\n")
+    entry = Entry("merge", "17", str(copied.jobs / "merge"), "slurm", entry.submitted)
+    record(copied, [entry])
+    queue(tmp_path, monkeypatch, "")
+    log_file(entry, 0).write_text("submitit ERROR - Submitted job triggered an exception\nImportError\n")
+    assert states(run_status(copied))["merge"] == "failed"
+    append_event(copied.events_file, stage="merge", event="ended", job=None, job_id="17", outcome="node_failed")
+    assert states(run_status(copied))["merge"] == "node_failed"
+
+
+def test_a_stage_that_sbatch_started_shows_its_job(copied, tmp_path, monkeypatch):
+    failed_merge(copied)
+    claim = {"number": 1, "attempt": "slurm-19", "job_id": "19", "restart": 0, "host": "node7", "machine": "elsewhere"}
+    claim |= {"pid": 1, "pid_started": 1, "since": time.time() + 60, "is_over": False}
+    (copied.jobs / "attempts").mkdir(exist_ok=True)
+    (copied.jobs / "attempts" / "merge.json").write_text(json.dumps(claim))
+    queue(tmp_path, monkeypatch, "19|RUNNING|None|0|0|node7|1795476071|NONE|10:00|")
+    status = run_status(copied)
+    [merge] = status.stages[1].jobs
+    assert (status.state, merge.state, merge.job_id, merge.nodes) == ("running", "running", "19", "node7")
+    assert under_way(copied).names == ["merge (job 19)"]
+    assert choose_job(copied, "merge").job_id == "19"
+
+
+def test_a_lock_of_another_machine_does_not_make_a_stopped_slurm_run_a_running_one(copied):
+    unfinished(copied)
+    copied.config_file.write_text(dump_config(load_config(copied.config_file, ["launch.executor=slurm"])))
+    copied.lock_file.write_text(json.dumps({"host": "login9", "pid": 7}))
+    status = run_status(copied)
+    assert status.state == "stopped"
+    assert status.next.startswith("Nothing is queued. `wiseft run` (process 7 on login9) may be at work, or was killed")

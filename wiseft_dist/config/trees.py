@@ -1,6 +1,7 @@
 """YAML files and ``KEY=VALUE`` as nested mappings, not yet checked.
 
-OmegaConf puts them over each other, so that ``${oc.env:NAME}`` works.
+OmegaConf puts them over each other, so that ``${oc.env:NAME}`` works. In the shell lines of ``launch.STAGE.setup``
+every other ``${NAME}`` is the shell's.
 """
 
 from __future__ import annotations
@@ -53,12 +54,26 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file.")
     try:
-        tree = OmegaConf.create(yaml.load(path.read_text(encoding="utf-8"), _Loader) or {})
+        tree = OmegaConf.create(_for_the_shell(yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: not readable as YAML: {_yaml_reason(error)}.") from error
     if not isinstance(tree, DictConfig):
         raise UserError(f"{path}: expected settings such as `output: runs/mine`, found a list.")
     return tree
+
+
+def _for_the_shell(tree: Any, place: tuple[str, ...] = ()) -> Any:
+    """The tree, with ``${NAME}`` in setup lines marked so that OmegaConf leaves it alone; ``${oc.env:NAME}`` stays."""
+    if isinstance(tree, dict):
+        return {key: _for_the_shell(value, (*place, str(key))) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_for_the_shell(value, place) for value in tree]
+    is_shell = isinstance(tree, str) and len(place) >= 3 and (place[0], place[2]) == ("launch", "setup")
+    return SHELL_VARIABLE.sub(r"\\${", tree) if is_shell else tree
+
+
+SHELL_VARIABLE = re.compile(r"(?<!\\)\$\{(?!oc\.)")
+"""What is marked already is what a run's own file holds."""
 
 
 def _parse_override(override: str) -> DictConfig:
@@ -70,6 +85,11 @@ def _parse_override(override: str) -> DictConfig:
     except yaml.YAMLError:  # such as {0..3}.tar: to YAML the start of a mapping, here a text
         value = text
     tree = OmegaConf.create()
+    for part in reversed(re.split(r"[.\[]", key)):
+        value = {part: value}
+    value = _for_the_shell(value)
+    for part in re.split(r"[.\[]", key):
+        value = value[part]
     try:
         OmegaConf.update(tree, key, value)
     except OmegaConfBaseException as error:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import psutil
 
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.launch.ledger import Entry, read_ledger
+from wiseft_dist.launch.known_jobs import known_jobs
+from wiseft_dist.launch.ledger import Entry
 from wiseft_dist.launch.local_jobs import is_alive
 from wiseft_dist.launch.lock import Holder, holder
 from wiseft_dist.launch.processes import end_processes
@@ -36,9 +37,17 @@ class UnderWay:
     """The `wiseft run` that starts the run's local jobs, if it is to end too."""
 
     @property
+    def job_ids(self) -> list[str]:
+        """Slurm's; one job may be that of several stages."""
+        return list(dict.fromkeys(entry.job_id for entry in self.slurm))
+
+    @property
     def names(self) -> list[str]:
         """What a person is asked about: ``finetune (job 17)``."""
-        jobs = [f"{entry.name} (job {entry.job_id})" for entry in self.slurm]
+        shared: dict[str, list[str]] = {}
+        for entry in self.slurm:
+            shared.setdefault(entry.job_id, []).append(entry.name)
+        jobs = [f"{', '.join(names)} (job {job_id})" for job_id, names in shared.items()]
         jobs += [f"{entry.name} (process {entry.job_id})" for entry in self.local]
         alone = self.controller is not None and not self.local
         return jobs + ([f"`wiseft run` (process {self.controller.pid})"] if alone and self.controller else [])
@@ -55,7 +64,7 @@ def under_way(run: Run, stage: str | None = None) -> UnderWay:
         UserError: if a `wiseft run` on another machine is at work on local jobs.
         RunError: if Slurm does not answer.
     """
-    entries = [entry for entry in read_ledger(run).values() if stage in (None, entry.name, entry.stage)]
+    entries = [entry for entry in known_jobs(run).values() if stage in (None, entry.name, entry.stage)]
     queued = [entry for entry in entries if entry.executor == "slurm"]
     active = active_ids([entry.job_id for entry in queued])
     local = tuple(entry for entry in entries if entry.executor == "local" and is_alive(entry))
@@ -86,14 +95,14 @@ def _end_slurm(run: Run, stage: str | None) -> None:
     told: set[str] = set()
 
     def is_gone() -> bool:
-        ids = [entry.job_id for entry in under_way(run, stage).slurm]
+        ids = under_way(run, stage).job_ids
         new = [job_id for job_id in ids if job_id not in told]
         told.update(new)
         cancel_jobs(new)
         return not ids
 
-    if not _wait_until(is_gone, GONE_SECONDS):
-        left = ", ".join(entry.job_id for entry in under_way(run, stage).slurm)
+    if not wait_until(is_gone, GONE_SECONDS):
+        left = ", ".join(under_way(run, stage).job_ids)
         raise RunError(f"{run.path}: Slurm was told to cancel {left}, and has not ended them yet.")
 
 
@@ -103,11 +112,11 @@ def _end_local(found: UnderWay) -> None:
     for rank in ranks:
         with suppress(psutil.NoSuchProcess):
             rank.send_signal(signal.SIGINT)
-    _wait_until(lambda: not any(map(_lives, ranks)), GONE_SECONDS)
+    wait_until(lambda: not any(map(_lives, ranks)), GONE_SECONDS)
     if found.controller is not None:
         with suppress(ProcessLookupError):
             os.kill(found.controller.pid, signal.SIGTERM)
-        _wait_until(lambda: found.controller is None or not psutil.pid_exists(found.controller.pid), LEAVE_SECONDS)
+        wait_until(lambda: found.controller is None or not psutil.pid_exists(found.controller.pid), LEAVE_SECONDS)
     end_processes([int(entry.job_id) for entry in found.local if is_alive(entry)], reap=lambda: None)
 
 
@@ -126,7 +135,8 @@ def _lives(process: psutil.Process) -> bool:
     return False
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition comes true within that time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -17,7 +17,7 @@ from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
 from wiseft_dist.launch.ledger import Entry, record
-from wiseft_dist.launch.processes import end_processes
+from wiseft_dist.launch.processes import end_processes, signals_held
 from wiseft_dist.launch.sbatch import job_python
 from wiseft_dist.launch.sbatch import slurm_parameters as slurm_parameters
 from wiseft_dist.launch.snapshot import snapshot
@@ -132,10 +132,11 @@ class SlurmExecutor:
     def _submit_piece(self, executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[Submitted]:
         """Submit jobs as one array, or one job as itself."""
         calls = [StageJob(self._run, job.stage, job.part) for job in jobs]
-        with submitting(jobs[0].stage):
-            handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)
-        submitted = [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
-        record(self._run, [item.entry("slurm") for item in submitted])
+        with signals_held():  # a job that Slurm has taken and nobody has noted would run beside the next call's
+            with submitting(jobs[0].stage):
+                handles = [executor.submit(calls[0])] if len(calls) == 1 else executor.submit_array(calls)
+            submitted = [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
+            record(self._run, [item.entry("slurm") for item in submitted])
         self._submitted_arrays.add(submitted[0].job_id.split("_")[0])
         return submitted
 

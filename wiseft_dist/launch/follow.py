@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from wiseft_dist.config import RunConfig
@@ -14,6 +14,7 @@ from wiseft_dist.launch.endings import ended_without_result, failure_of
 from wiseft_dist.launch.executors import LocalExecutor, SlurmExecutor, Submitted, make_executor
 from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.launch.lock import only_one as only_one
+from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.launch.progress_line import progress_line
@@ -22,7 +23,7 @@ from wiseft_dist.printable import printable
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.run import Run
 from wiseft_dist.slurm import JobState, cancel_jobs, job_states
-from wiseft_dist.tracking import read_events_from
+from wiseft_dist.tracking import append_event, read_events_from
 
 SETTLE_SECONDS = 0.5
 SHORT_SECONDS = 5.0
@@ -43,7 +44,10 @@ def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
     """
     executor = make_executor(config, run)
     if isinstance(executor, SlurmExecutor):
-        _run_chain(config, run, executor, detach=detach)
+        refuse_unknown_jobs(run)
+        watch = _Watch(config, run, executor)
+        with termination_interrupts(), _saying_that_jobs_go_on(watch):
+            _run_chain(watch, executor, detach=detach)
     else:
         for step in remaining(config, run):
             _run_step(config, run, executor, step)
@@ -55,8 +59,9 @@ def queued_jobs(run: Run) -> dict[str, str]:
 
 
 def _queued(run: Run) -> dict[str, JobState]:
-    """What Slurm knows of the jobs that earlier calls submitted, by their names."""
-    ids = {name: entry.job_id for name, entry in read_ledger(run).items() if entry.executor == "slurm"}
+    """What Slurm knows of the jobs that earlier calls submitted, by their names; a batch script is none of them."""
+    entries = {name: entry for name, entry in read_ledger(run).items() if entry.log is None}
+    ids = {name: entry.job_id for name, entry in entries.items() if entry.executor == "slurm"}
     states = job_states(list(ids.values())) if ids else {}
     return {name: states[job_id] for name, job_id in ids.items() if job_id in states}
 
@@ -77,20 +82,34 @@ def _run_step(config: RunConfig, run: Run, executor: LocalExecutor, step: Step) 
             raise
 
 
-def _run_chain(config: RunConfig, run: Run, executor: SlurmExecutor, *, detach: bool) -> None:
+def _run_chain(watch: _Watch, executor: SlurmExecutor, *, detach: bool) -> None:
     """Submit what is neither committed nor in the queue, and follow all of it."""
-    watch = _Watch(config, run, executor)
-    steps = remaining(config, run)
-    names = _worth_waiting_for(steps, _queued(run))
+    states = _queued(watch.run)  # before looking at what is left: a job that ends in between is then not missed
+    steps = _left(watch.config, watch.run, states)
+    names = _worth_waiting_for(steps, states)
     queued = {
         job.name: executor.attach(job, names[job.name]) for step in steps for job in step.jobs if job.name in names
     }
     if queued:
         _say(f"in the queue already: {_named(list(queued.values()), with_names=True)}")
     watch.add(list(queued.values()))
-    watch.add(_submit_chain(steps, executor, queued))
+    _submit_chain(steps, executor, queued, watch)
     if not detach:
-        _follow(watch)
+        with watch.stages(remaining(watch.config, watch.run)):
+            while watch.open:
+                watch.poll()
+
+
+def _left(config: RunConfig, run: Run, states: Mapping[str, JobState]) -> list[Step]:
+    """What is left, after the results of jobs that have just ended well, and that others wait for, had time to show."""
+    is_under_way = any(state.is_active for state in states.values())
+    ended = {name: state.ended or time.time() for name, state in states.items() if state.state == "COMPLETED"}
+    while True:
+        steps = remaining(config, run)
+        left = [ended[job.name] for step in steps for job in step.jobs if job.name in ended]
+        if not is_under_way or not left or time.time() > max(left) + config.launch.visible_seconds:
+            return steps
+        time.sleep(SETTLE_SECONDS)
 
 
 def _worth_waiting_for(steps: Sequence[Step], states: Mapping[str, JobState]) -> dict[str, str]:
@@ -111,18 +130,35 @@ def _worth_waiting_for(steps: Sequence[Step], states: Mapping[str, JobState]) ->
     return {name: state.job_id for name, state in active.items() if name not in doomed}
 
 
-def _submit_chain(steps: Sequence[Step], executor: SlurmExecutor, queued: Mapping[str, Submitted]) -> list[Submitted]:
-    """Submit what is not in the queue of every step that is left, each step after the one before."""
-    submitted: list[Submitted] = []
+def _submit_chain(
+    steps: Sequence[Step], executor: SlurmExecutor, queued: Mapping[str, Submitted], watch: _Watch
+) -> None:
+    """Submit what is not in the queue of every step that is left, each step after the one before.
+
+    Raises:
+        RunError: if Slurm refuses a step; it says what stays in the queue.
+    """
     before: list[Submitted] = []
     for step in steps:
         missing = [job for job in step.jobs if job.name not in queued]
-        new = executor.submit(missing, after=before) if missing else []
+        try:
+            new = executor.submit(missing, after=before) if missing else []
+        except RunError as error:
+            raise RunError(f"{error}{_what_stays(watch)}") from error
         if new:
             _say(f"{step.stage}: submitted as {_named(new)}")
-        submitted += new
+        watch.add(new)
         before = [*new, *(queued[job.name] for job in step.jobs if job.name in queued)]
-    return submitted
+
+
+def _what_stays(watch: _Watch) -> str:
+    """After a refusal."""
+    if not watch.open:
+        return ""
+    return (
+        f"\nIn the queue stay: {_named(watch.open, with_names=True)}. Mend this and `wiseft run` again: it adds what "
+        f"is missing. `wiseft cancel {watch.run.path}` takes them out."
+    )
 
 
 def _named(submitted: Sequence[Submitted], *, with_names: bool = False) -> str:
@@ -131,18 +167,19 @@ def _named(submitted: Sequence[Submitted], *, with_names: bool = False) -> str:
     return ", ".join(ids) if len(ids) <= MAX_NAMED else f"{ids[0]} to {ids[-1]} ({len(ids)} jobs)"
 
 
-def _follow(watch: _Watch) -> None:
-    run = watch.run
+@contextmanager
+def _saying_that_jobs_go_on(watch: _Watch) -> Iterator[None]:
+    """Whoever ends this process does not end what Slurm has taken."""
+    run, began = watch.run, time.time()
     try:
-        with watch.stages(remaining(watch.config, run)):
-            while watch.open:
-                watch.poll()
+        yield
     except KeyboardInterrupt:
-        if watch.open:
-            _say(
-                f"The jobs go on. `wiseft run {run.config_file}` follows them again, `wiseft status {run.path}` "
-                f"shows them, `wiseft cancel {run.path}` ends them."
-            )
+        if watch.open or any(entry.submitted >= began for entry in read_ledger(run).values()):
+            with suppress(OSError):  # the terminal may be gone
+                _say(
+                    f"The jobs go on. `wiseft run {run.config_file}` follows them again, `wiseft status {run.path}` "
+                    f"shows them, `wiseft cancel {run.path}` ends them."
+                )
         raise
 
 
@@ -219,6 +256,8 @@ class _Watch:
             if now - self._silent_since > SILENCE_SECONDS:
                 raise
             return None
+        if self._silent_since is not None:
+            _say(f"Slurm answers again, after {time.monotonic() - self._silent_since:.0f} s.")
         self._silent_since = None
         return states
 
@@ -255,8 +294,22 @@ class _Watch:
             failure = failure_of(read_events_from(self.run, self._first_byte), item.job.stage, item.job.part)
             if failure is not None or time.monotonic() > deadline:
                 entry = item.entry("local" if isinstance(self.executor, LocalExecutor) else "slurm")
+                if state is not None and entry.executor == "slurm":
+                    self._note_end(item, _outcome(state))
                 raise ended_without_result(entry, state, failure, more=self._still_there(item))
             time.sleep(SETTLE_SECONDS)
+
+    def _note_end(self, item: Submitted, outcome: Outcome) -> None:
+        """Remember what Slurm will soon forget; `wiseft status` reads it."""
+        with suppress(OSError):
+            append_event(
+                self.run.events_file,
+                stage=item.job.stage,
+                event="ended",
+                job=item.job.part,
+                job_id=item.job_id,
+                outcome=str(outcome),
+            )
 
     def _patience(self, state: JobState | None) -> float:
         """How long the file system may take to show what an ended job has written, in seconds."""

@@ -24,6 +24,8 @@ class Entry:
     executor: Literal["slurm", "local"]
     submitted: float
     """Seconds since 1970."""
+    log: str | None = None
+    """Where a job prints that somebody else submitted, such as ``slurm/run.sbatch``: one for several stages."""
 
     @property
     def stage(self) -> str:
@@ -57,6 +59,8 @@ def record(run: Run, entries: Sequence[Entry]) -> None:
 
 def log_file(entry: Entry, rank: int) -> Path:
     """What one process of the job prints; submitit names it, and a requeued job goes on in it."""
+    if entry.log is not None:
+        return Path(entry.log)  # all processes, and all stages of the job
     return Path(entry.folder) / f"{entry.job_id}_{rank}_log.out"
 
 
@@ -66,7 +70,8 @@ def ledger_file(run: Run) -> Path:
 
 
 def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == Entry.__dataclass_fields__.keys()
+    fields = Entry.__dataclass_fields__.keys()
+    return isinstance(value, dict) and fields - {"log"} <= value.keys() <= fields
 
 
 def _relative(run: Run, entry: Entry) -> Entry:

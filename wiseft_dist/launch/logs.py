@@ -9,7 +9,8 @@ from pathlib import Path
 
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import last_lines
-from wiseft_dist.launch.ledger import Entry, log_file, read_ledger
+from wiseft_dist.launch.known_jobs import known_jobs
+from wiseft_dist.launch.ledger import Entry, log_file
 from wiseft_dist.launch.local_jobs import is_alive
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
@@ -18,6 +19,8 @@ from wiseft_dist.slurm import active_ids
 POLL_SECONDS = 0.5
 STATE_SECONDS = 3.0
 """Between two questions whether the job still is."""
+SILENCE_SECONDS = 15 * 60.0
+"""How long Slurm's controller may be away while a log is followed."""
 CHUNK_BYTES = 2**20
 
 
@@ -32,7 +35,7 @@ def choose_job(run: Run, name: str | None = None) -> Entry:
     Raises:
         UserError: if the run has no such job.
     """
-    entries = list(read_ledger(run).values())
+    entries = list(known_jobs(run).values())
     fitting = [entry for entry in entries if name in (None, entry.name, entry.stage)]
     if not entries:
         raise UserError(f"{run.path}: no job was submitted yet. Start them with `wiseft run {run.config_file}`.")
@@ -50,9 +53,9 @@ def log_files(entry: Entry, rank: int | None) -> dict[int, Path]:
         entry: The job.
         rank: Of one process; None: of all.
     """
-    if rank is not None:
-        file = log_file(entry, rank)
-        return {rank: file} if file.is_file() else {}
+    if rank is not None or entry.log is not None:
+        file = log_file(entry, rank or 0)
+        return {rank or 0: file} if file.is_file() else {}
     found = Path(entry.folder).glob(f"{entry.job_id}_*_log.out")
     ranks = {file.name.removeprefix(f"{entry.job_id}_").removesuffix("_log.out"): file for file in found}
     return {
@@ -80,17 +83,18 @@ def follow(run: Run, entry: Entry, rank: int | None, num_lines: int, say: Callab
     When the run submits the same job anew meanwhile, its log is followed from its beginning.
 
     Raises:
-        RunError: if the job has ended and left no log, or Slurm does not answer.
+        RunError: if the job has ended and left no log, or Slurm stays silent.
     """
     files = _Files(entry, rank, say)
     files.begin(num_lines)
+    state = _Activity(say)
     asked, is_active = 0.0, True
     while True:
         if is_active and time.monotonic() - asked >= STATE_SECONDS:
-            is_active, asked = _is_active(entry), time.monotonic()
+            is_active, asked = state.of(entry), time.monotonic()
         files.read_on()
         if not is_active:
-            newer = read_ledger(run).get(entry.name, entry)
+            newer = known_jobs(run).get(entry.name, entry)
             if newer.job_id == entry.job_id:
                 break
             say(f"-- {entry.name} is now job {newer.job_id} --")
@@ -149,10 +153,35 @@ def _start_of_last(file: Path, size: int, num_lines: int) -> int:
     return size - sum(map(len, lines[-num_lines:])) if num_lines else size
 
 
-def _is_active(entry: Entry) -> bool:
-    if entry.executor == "local":
-        return is_alive(entry)
-    return bool(active_ids([entry.job_id]))
+@dataclass
+class _Activity:
+    """Whether a job still is; while Slurm's controller is away, it is taken to be."""
+
+    say: Callable[[str], None]
+    silent_since: float | None = None
+
+    def of(self, entry: Entry) -> bool:
+        """Ask once.
+
+        Raises:
+            RunError: if Slurm has been silent for too long.
+        """
+        if entry.executor == "local":
+            return is_alive(entry)
+        try:
+            is_active = bool(active_ids([entry.job_id], patience_seconds=0.0))
+        except RunError as error:
+            now = time.monotonic()
+            if self.silent_since is None:
+                self.silent_since = now
+                self.say(f"-- {printable(str(error))}; the log is followed on --")
+            if now - self.silent_since > SILENCE_SECONDS:
+                raise
+            return True
+        if self.silent_since is not None:
+            self.say("-- Slurm answers again --")
+        self.silent_since = None
+        return is_active
 
 
 def _shown(rank: int | None, line: str) -> str:
@@ -161,6 +190,8 @@ def _shown(rank: int | None, line: str) -> str:
 
 
 def _without_log(entry: Entry, rank: int | None) -> str:
+    if entry.executor == "slurm" and not Path(entry.folder).is_dir():
+        return f"{entry.name} (job {entry.job_id}) was started by hand: it prints where its job does"
     whose = "" if rank in (None, 0) else f" of rank {rank}"
     return f"{entry.name} (job {entry.job_id}) has no log{whose} in {entry.folder}: it has not started"
 

@@ -44,6 +44,15 @@ UNDER_WAY = (Outcome.waiting, Outcome.running)
 OUT_OF_HOST_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "xceeded job memory limit")
 """What slurmstepd writes into a job's log where Slurm calls the job itself only failed."""
 OUT_OF_GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory")
+WORDS_OF_SLURM = (
+    ("DUE TO TIME LIMIT", Outcome.timed_out),
+    ("DUE TO PREEMPTION", Outcome.preempted),
+    ("DUE TO NODE FAILURE", Outcome.node_failed),
+)
+"""What it writes into a job's log: `slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT ... DUE TO TIME LIMIT ***`."""
+WENT_WELL = "Job completed successfully"
+WENT_WRONG = "Submitted job triggered an exception"
+"""What submitit writes into a job's log where its function returns, or raises."""
 INTERRUPTS = ("KeyboardInterrupt", "SystemExit")
 """Being told to stop: nothing that a job could add to what Slurm says."""
 REASONS = {
@@ -81,11 +90,15 @@ def outcome_of(
     if has_result:
         return Outcome.finished
     if state is None:
-        return Outcome.forgotten if failure is None else _in_its_own_words(failure, log)
+        return _of_its_log(log) if failure is None else _in_its_own_words(failure, log)
     if state.reason == NEVER_SATISFIED:
         return Outcome.blocked
     ending = ENDINGS.get(state.state, Outcome.failed)
-    return _in_its_own_words(failure, log) if ending is Outcome.failed else ending
+    if ending is not Outcome.failed:
+        return ending
+    # Slurm would know of somebody's cancelling: here srun has interrupted the other ranks when one died.
+    own = _in_its_own_words(failure, log)
+    return Outcome.failed if own is Outcome.cancelled else own
 
 
 def explain(
@@ -132,6 +145,15 @@ SENTENCES = {
     Outcome.blocked: "can never start, because a job that it waits for did not end well: "
     "see to that one, then run again.",
 }
+
+
+def _of_its_log(log: str) -> Outcome:
+    """The end of a job that nobody knows any more and that said nothing itself; what stands last in the log counts."""
+    found = {log.rfind(words): outcome for words, outcome in WORDS_OF_SLURM if words in log}
+    found |= {log.rfind(words): Outcome.out_of_memory for words in OUT_OF_HOST_MEMORY if words in log}
+    if found:
+        return found[max(found)]
+    return Outcome.failed if WENT_WRONG in log[max(0, log.rfind(WENT_WELL)) :] else Outcome.forgotten
 
 
 def _in_its_own_words(failure: Mapping[str, Any] | None, log: str) -> Outcome:

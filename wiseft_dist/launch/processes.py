@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -39,6 +40,31 @@ def termination_interrupts() -> Iterator[None]:
     finally:
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let nothing that asks this process to end come in between; it is answered after the block, as it would have been.
+
+    Programs that are started meanwhile are spared as well: Ctrl-C reaches all processes of a terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # the programs inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

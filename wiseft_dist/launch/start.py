@@ -25,6 +25,8 @@ from wiseft_dist.evaluate.dataset_checks import check_datasets
 from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.follow import only_one, queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
+from wiseft_dist.launch.others import record_batch_job, refuse_beside_others
+from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.pipeline import STAGES, Step, is_finished, plan, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run, find_run, is_committed, open_run
@@ -41,7 +43,8 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
     config, run = _checked(config)
     goes_to_background = detach and config.launch.executor == "local"
     with only_one(run):
-        _open(config, run)
+        refuse_beside_others(run)
+        _open(config, run, is_submitted=config.launch.executor == "slurm")
         if not goes_to_background:
             run_pipeline(config, run, detach=detach)
     if goes_to_background:
@@ -54,12 +57,16 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
 def prepare(config: RunConfig) -> Run:
     """Check a configuration and write its run directory, for stages that are started by hand; submit nothing.
 
+    In a batch job, such as ``slurm/run.sbatch``, that job stands in the run's ledger as the one that runs the stages.
+
     Raises:
         UserError: as :func:`start`.
     """
     config, run = _checked(config)
     with only_one(run):
+        refuse_beside_others(run)
         _open(config, run)
+        record_batch_job(config, run)
     return run
 
 
@@ -96,7 +103,7 @@ def _find(config: RunConfig) -> Run:
     return run
 
 
-def _open(config: RunConfig, run: Run) -> None:
+def _open(config: RunConfig, run: Run, *, is_submitted: bool = False) -> None:
     """Write the configuration and the manifests, after everything is checked; a new run that fails is taken away.
 
     The caller holds the run's lock. A mistake leaves a run as it was: the next call must not go on with it.
@@ -108,6 +115,8 @@ def _open(config: RunConfig, run: Run) -> None:
     try:
         manifests = index_all(config, run)
         warnings = check_datasets(config, manifests)
+        if is_submitted:
+            warnings += _check_site(config, run, manifests)
         open_run(config)
         index(config, run, manifests)
     except BaseException:
@@ -116,6 +125,21 @@ def _open(config: RunConfig, run: Run) -> None:
         raise
     warn_of(warnings, run)
     note_code(config, run)
+
+
+def _check_site(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[str]:
+    """Sentences about what Slurm may not do of the steps that are to be submitted.
+
+    Raises:
+        UserError: with what it would refuse: else the steps before it were in the queue already.
+    """
+    queued = {name.partition("/")[0] for name in queued_jobs(run)}
+    steps = [step for step in left_of(config, run, manifests) if step.stage not in queued]
+    found = site_findings({step.stage: step.jobs[0].resources for step in steps})
+    errors = [each.text for each in found if each.level == "error"]
+    if errors:
+        raise UserError(f"nothing was submitted: {' '.join(errors)}")
+    return [each.text for each in found]
 
 
 def note_code(config: RunConfig, run: Run) -> None:
@@ -149,14 +173,21 @@ def warn_of(sentences: list[str], run: Run | None = None, *, stage: str = "shard
 
 
 def refuse_to_change_under_jobs(config: RunConfig, run: Run) -> None:
-    """Jobs in the queue read the run's settings when they start: those must still be the ones they were made for."""
-    if dump_config(config) == dump_config(run.load_config()):
+    """Jobs in the queue read the run's settings when they start: those must still be the ones they were made for.
+
+    What stages without a job in the queue ask for may change.
+    """
+    before = run.load_config()
+    if dump_config(config) == dump_config(before):
         return
     queued = queued_jobs(run)
-    if queued:
+    stages = {name.partition("/")[0] for name in queued}
+    free = {stage: getattr(config.launch, stage) for stage in STAGES if stage not in stages}
+    as_if = before.model_copy(update={"launch": before.launch.model_copy(update=free)})
+    if queued and dump_config(config) != dump_config(as_if):
         raise UserError(
             f"{run.path}: jobs of this run are in the queue ({', '.join(queued.values())}) with other settings; "
-            "nothing was changed. Wait for them or `scancel` them."
+            f"nothing was changed. Wait for them, or take them out with `wiseft cancel {run.path}`."
         )
 
 

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from wiseft_dist.claims import claim_file, read_claim
@@ -17,109 +16,42 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.parts import parts_of_job
 from wiseft_dist.launch.advice import what_next
 from wiseft_dist.launch.endings import failure_of, last_lines
-from wiseft_dist.launch.ledger import Entry, log_file, read_ledger
+from wiseft_dist.launch.known_jobs import known_jobs
+from wiseft_dist.launch.ledger import Entry, log_file
 from wiseft_dist.launch.local_jobs import is_alive
 from wiseft_dist.launch.lock import Holder, holder
-from wiseft_dist.launch.outcomes import INTERRUPTS, Outcome, explain, outcome_of, why_it_waits
-from wiseft_dist.launch.pace import Pace, Training, evaluate_pace, finetune_pace, merge_pace
+from wiseft_dist.launch.outcomes import (
+    INTERRUPTS,
+    REASONS,
+    WENT_WELL,
+    WENT_WRONG,
+    Outcome,
+    explain,
+    outcome_of,
+    why_it_waits,
+)
+from wiseft_dist.launch.pace import Pace, evaluate_pace, finetune_pace, merge_pace
 from wiseft_dist.launch.progress_line import RECENT_BYTES
+from wiseft_dist.launch.status_records import (
+    NOT_STARTED,
+    UNKNOWN,
+    UNUSUAL,
+    Checkpoint,
+    JobStatus,
+    LastError,
+    RunStatus,
+    StageStatus,
+)
 from wiseft_dist.pipeline import STAGES, plan, remaining
 from wiseft_dist.ranks import machine, started_at
 from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.slurm import NOT_STARTED as SLURM_NOT_STARTED
 from wiseft_dist.slurm import JobState, job_states
 from wiseft_dist.tracking import read_events_from
 
 LOG_LINES = 6
-NOT_STARTED = "not_started"
-"""The state of a job that was never submitted, or whose stage never began."""
-UNKNOWN = "unknown"
-"""The state of a job about which Slurm cannot be asked now."""
-UNUSUAL = (
-    *(Outcome.failed, Outcome.timed_out, Outcome.out_of_memory, Outcome.node_failed),
-    *(Outcome.preempted, Outcome.cancelled, Outcome.blocked, Outcome.forgotten),
-)
-"""Ends that somebody should hear of."""
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """One job of a stage. Times are in seconds since 1970."""
-
-    name: str
-    """``evaluate/1-of-3``."""
-    state: str
-    """An :class:`Outcome`, ``not_started`` or ``unknown``."""
-    job_id: str | None = None
-    executor: str | None = None
-    nodes: str = ""
-    restarts: int = 0
-    submitted: float | None = None
-    started: float | None = None
-    ended: float | None = None
-    explanation: str = ""
-    """A sentence about a job that came to a bad end with what to do; why one waits."""
-    log: str | None = None
-    """What its first process printed."""
-
-
-@dataclass(frozen=True)
-class StageStatus:
-    """A stage and its jobs."""
-
-    stage: str
-    state: str
-    """As of a job; of several jobs: ``running`` if one is, else what most needs attention."""
-    counts: dict[str, int]
-    """Jobs by state."""
-    pace: Pace | None
-    """How far it is: ``done`` of ``total`` ``unit``, and ``seconds_left``."""
-    jobs: tuple[JobStatus, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The newest committed one."""
-
-    step: int
-    saved: float
-    """Seconds since 1970."""
-
-
-@dataclass(frozen=True)
-class LastError:
-    """What a failed job last said."""
-
-    job: str
-    text: str
-    time: float | None
-    log: str | None
-    log_tail: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """A run: this, as ``dataclasses.asdict`` writes it, is what `wiseft status --json` prints."""
-
-    run: str
-    """Its directory."""
-    state: str
-    """``finished``, ``running``, ``waiting``, ``failed`` (somebody must look), ``stopped`` (nothing is at work), or
-    ``unknown`` (Slurm cannot be asked)."""
-    executor: str
-    """``local``, ``slurm``."""
-    stages: tuple[StageStatus, ...]
-    training: Training | None
-    """What fine-tuning last said about itself."""
-    checkpoint: Checkpoint | None
-    error: LastError | None
-    controller: Holder | None
-    """The `wiseft run` that is at work on it: host and process id."""
-    problems: tuple[str, ...]
-    """What could not be found out: Slurm does not answer, a manifest is missing."""
-    next: str
-    """What to do now, in a sentence."""
-    time: float
-    """When all this was looked up: seconds since 1970."""
+TAIL_LINES = 200
+"""Of a log, for how its job ended: a traceback of several ranks is long."""
 
 
 def run_status(run: Run, *, patience_seconds: float = 0.0) -> RunStatus:
@@ -134,14 +66,14 @@ def run_status(run: Run, *, patience_seconds: float = 0.0) -> RunStatus:
     """
     config = run.load_config()
     look = _Look.at(config, run, patience_seconds)
-    jobs = [look.job_status(name) for name in look.names]
+    jobs = _with_blocked([look.job_status(name) for name in look.names], look)
     stages = tuple(look.stage_status(stage, jobs) for stage in STAGES if any(_stage(job.name) == stage for job in jobs))
     pace, training = finetune_pace(config, look.events, num_training=look.num_training)
     stages = tuple(replace(each, pace=look.pace(each, pace)) for each in stages)
     error = look.last_error(jobs)
     status = RunStatus(
         run=str(run.path),
-        state=_run_state(stages, look.controller, look.problems),
+        state=_run_state(stages, look.controller, config.launch.executor, look.problems),
         executor=config.launch.executor,
         stages=stages,
         training=training if training.said is not None else None,
@@ -169,7 +101,7 @@ class _Look:
     num_training: int | None
     ledger: dict[str, Entry]
     states: Mapping[str, JobState]
-    """What the executor says, by job id."""
+    """What the executor says, by job id; asked before it was looked what is left."""
     is_slurm_silent: bool
     events: Sequence[dict[str, Any]]
     """The newest ones."""
@@ -187,14 +119,14 @@ class _Look:
         except (RunError, OSError, ValueError) as error:
             problems.append(str(error))
         names = tuple(job.name for step in plan(config, sizes) for job in step.jobs)
-        left = frozenset(names)
-        if num_training is not None:
-            try:
-                left = frozenset(job.name for step in remaining(config, run) for job in step.jobs)
-            except (UserError, RunError, OSError, ValueError, LookupError) as error:
-                problems.append(f"what is finished cannot be told: {error}")
-        ledger = read_ledger(run)
+        ledger = known_jobs(run)
+        left, wrong = (frozenset(names), None) if num_training is None else _left(config, run, names)
         states, problem = _states(ledger, left, patience_seconds)
+        if (
+            states and wrong is None
+        ):  # a job may have ended before Slurm was asked, and after it was looked what is left
+            left, wrong = _left(config, run, names)
+        problems += [each for each in (wrong, problem) if each is not None]
         return _Look(
             config=config,
             run=run,
@@ -207,7 +139,7 @@ class _Look:
             is_slurm_silent=problem is not None,
             events=read_events_from(run, -RECENT_BYTES),
             controller=holder(run),
-            problems=(*problems, *([problem] if problem else [])),
+            problems=tuple(problems),
         )
 
     def job_status(self, name: str) -> JobStatus:
@@ -276,29 +208,49 @@ class _Look:
             return Outcome.running
         if entry.executor == "slurm" and self.is_slurm_silent:
             return UNKNOWN
+        if entry.log is not None and self._comes_later(name):
+            return Outcome.waiting if state is not None and state.is_active else NOT_STARTED
         if state is not None and state.is_active:
             return outcome_of(state, has_result=False, failure=None)
         failure = self._failure(name)
-        if failure is None and self._is_of_before(entry):
+        if failure is None and self._is_of_before(entry, state):
             return NOT_STARTED
-        tail = "\n".join(last_lines(log_file(entry, 0), 40) or ())
+        if state is None and failure is None and (seen := self._seen_end(entry)) is not None:
+            return seen
+        tail = "\n".join(last_lines(log_file(entry, 0), TAIL_LINES) or ())
         return outcome_of(state, has_result=False, failure=failure, log=tail)
 
-    def _is_of_before(self, entry: Entry) -> bool:
+    def _comes_later(self, name: str) -> bool:
+        """Whether a job that does several stages, such as `slurm/run.sbatch`, is still at one before this."""
+        return _stage(name) != _stage(next(each for each in self.names if each in self.left))
+
+    def _is_of_before(self, entry: Entry, state: JobState | None) -> bool:
         """Whether the job was there for something else than what the run lacks now: it ended well, or its time is over.
 
-        Submitit leaves a result of every job that ends by itself; and what a stage waits for is submitted before it.
+        Slurm's word for its end counts most, then submitit's; what a stage waits for is submitted before it.
         """
-        if (Path(entry.folder) / f"{entry.job_id}_0_result.pkl").is_file():
+        if state is not None and state.state != "COMPLETED":
+            return False
+        log = "\n".join(last_lines(log_file(entry, 0), TAIL_LINES) or ())
+        if log.rfind(WENT_WELL) > log.rfind(WENT_WRONG):
             return True
         earlier = STAGES[: STAGES.index(entry.stage)] if entry.stage in STAGES else ()
         return any(each.stage in earlier and each.submitted > entry.submitted for each in self.ledger.values())
+
+    def _seen_end(self, entry: Entry) -> Outcome | None:
+        """What whoever followed a job that Slurm has forgotten has seen and written down."""
+        for event in reversed(self.events):
+            if event.get("event") == "ended" and event.get("job_id") == entry.job_id:
+                outcome = str(event.get("outcome"))
+                return Outcome(outcome) if outcome in list(Outcome) else None
+        return None
 
     def _explanation(self, name: str, outcome: Outcome | str, entry: Entry, state: JobState | None) -> str:
         if not isinstance(outcome, Outcome) or outcome in (Outcome.finished, Outcome.running):
             return ""
         if outcome is Outcome.waiting and state is not None:
-            return why_it_waits(state, _stage(name))
+            is_running = state.state not in SLURM_NOT_STARTED
+            return "its job is at an earlier stage" if is_running else why_it_waits(state, _stage(name))
         return explain(outcome, name, state or JobState(entry.job_id, ""), self._failure(name))
 
     def _failure(self, name: str) -> dict[str, Any] | None:
@@ -308,6 +260,27 @@ class _Look:
     @staticmethod
     def _if_running(pace: Pace, stage: StageStatus) -> Pace:
         return pace if stage.state == Outcome.running else replace(pace, seconds_left=None)
+
+
+def _with_blocked(jobs: Sequence[JobStatus], look: _Look) -> list[JobStatus]:
+    """Jobs that wait for one that came to a bad end never start; Slurm itself may be some time in seeing that."""
+    shown: list[JobStatus] = []
+    for job in jobs:
+        waits = job.state == Outcome.waiting and job.explanation == REASONS["Dependency"]
+        before = STAGES[: STAGES.index(_stage(job.name))]
+        if waits and any(each.state in UNUSUAL and _stage(each.name) in before for each in shown):
+            state = look.states.get(str(job.job_id))
+            job = replace(job, state=str(Outcome.blocked), explanation=explain(Outcome.blocked, job.name, state))
+        shown.append(job)
+    return shown
+
+
+def _left(config: RunConfig, run: Run, names: Sequence[str]) -> tuple[frozenset[str], str | None]:
+    """The jobs without their result; all and a sentence where that cannot be told."""
+    try:
+        return frozenset(job.name for step in remaining(config, run) for job in step.jobs), None
+    except (UserError, RunError, OSError, ValueError, LookupError) as error:
+        return frozenset(names), f"what is finished cannot be told: {error}"
 
 
 def _states(
@@ -336,7 +309,8 @@ def _is_at_work_here(run: Run, name: str) -> bool:
     return started_at(claim.pid) == claim.pid_started
 
 
-def _run_state(stages: Sequence[StageStatus], controller: Holder | None, problems: Sequence[str]) -> str:
+def _run_state(stages: Sequence[StageStatus], controller: Holder | None, executor: str, problems: Sequence[str]) -> str:
+    """What is in the queue says more than who holds the lock: that process may have been killed on another machine."""
     states = [stage.state for stage in stages]
     if states and all(state == Outcome.finished for state in states) and not problems:
         return "finished"
@@ -348,7 +322,7 @@ def _run_state(stages: Sequence[StageStatus], controller: Holder | None, problem
         return UNKNOWN
     if Outcome.waiting in states:
         return "waiting"
-    return "running" if controller is not None else "stopped"
+    return "running" if controller is not None and (controller.is_here or executor == "local") else "stopped"
 
 
 def _checkpoint(run: Run, config: RunConfig) -> Checkpoint | None:

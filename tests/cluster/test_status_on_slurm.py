@@ -15,7 +15,8 @@ from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.data.stage import index
 from wiseft_dist.launch.follow import queued_jobs
 from wiseft_dist.launch.ledger import Entry, ledger_file, read_ledger, record
-from wiseft_dist.launch.status import JobStatus, RunStatus, run_status
+from wiseft_dist.launch.status import run_status
+from wiseft_dist.launch.status_records import JobStatus, RunStatus
 from wiseft_dist.launch.status_table import status_text
 from wiseft_dist.run import Run, open_run
 from wiseft_dist.slurm import active_ids, cancel_jobs, has_accounting, job_states, max_array_size
