@@ -22,7 +22,7 @@ from wiseft_dist.findings import only
 from wiseft_dist.launch.sbatch import REQUEUE_FILE
 from wiseft_dist.node_checks import check_here
 from wiseft_dist.pipeline import execute
-from wiseft_dist.ranks import discover_ranks
+from wiseft_dist.ranks import discover_launcher, discover_ranks
 from wiseft_dist.run import Run
 
 LONGEST_GRACE_SECONDS = 600.0
@@ -143,10 +143,13 @@ def _is_preempted() -> bool | None:
     """Whether Slurm lets this process's job run on only for the grace time of a preemption; None if nobody can tell."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return False
-    command = ["scontrol", "--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]]
+    # Not SLURM_JOB_ID: of one task of each array that is the whole array's, too.
+    command = ["scontrol", "--oneliner", "show", "job", discover_launcher().job_id]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # in a container
+        return None
+    if answer.returncode:
         return None
     fields = dict(pair.split("=", 1) for pair in answer.stdout.split() if "=" in pair)
     # Both as 2026-05-31T23:59:59; a time before this start, or the word None, is of no preemption now.

@@ -86,9 +86,12 @@ def _requeue_lines(resources: Resources, run_folders: Sequence[Path]) -> Iterato
         return
     yield f'if [ -e "${REQUEUE_FILE}" ]; then'
     yield f'    rm -f "${REQUEUE_FILE}"'
+    # Of one task of each array, SLURM_JOB_ID is the whole array's, too.
+    yield '    job="$SLURM_JOB_ID"'
+    yield '    [ -z "$SLURM_ARRAY_JOB_ID" ] || job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
     # Not one that is being cancelled: it does not count as running any more.
-    yield '    if [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ]; then'
-    yield '        scontrol requeue "$SLURM_JOB_ID" && sleep 60'
+    yield '    if [ "$(squeue --noheader --format=%T --jobs="$job")" = RUNNING ]; then'
+    yield '        scontrol requeue "$job" && sleep 60'
     yield "    fi"
     yield "fi"
 
