@@ -96,10 +96,9 @@ def test_a_stage_without_a_run_says_so(tmp_path, stage):
     assert f"{tmp_path / 'nothing'} is not a run directory" in refused(stage, tmp_path / "nothing")
 
 
-def test_an_unknown_dataset_is_answered_with_those_there_are(finished):
-    assert "photos is not a dataset of this run. Its datasets: " in refused(
-        "evaluate", finished.run.path, "--dataset", "photos"
-    )
+def test_an_unknown_dataset_is_answered_with_those_there_are(copied):
+    sentence = "photos is not a dataset of this run. Its datasets: "
+    assert sentence in refused("evaluate", copied.path, "--dataset", "photos")
 
 
 def test_debug_shows_the_traceback_too(tmp_path):

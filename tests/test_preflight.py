@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from file_server import serve
 
 from wiseft_dist.config import PreflightConfig, RunConfig
@@ -82,6 +83,7 @@ def on_nodes(folder: Path, names: Sequence[str], config: RunConfig) -> list[str]
 
 
 def _on_node(folder: Path, names: Sequence[str], rank: int, config: RunConfig) -> None:
+    torch.set_num_threads(1)  # a pool of threads that the parent has started is not there after a fork
     for name in list(os.environ):
         if name.startswith(("SLURM", "SUBMITIT", "MASTER_")) or name in ("RANK", "WORLD_SIZE"):
             del os.environ[name]

@@ -37,7 +37,7 @@ def computed(source: FeatureSource, folder: Path, ranks: Ranks, *, max_bad: int 
 def computed_alone(source: FeatureSource, folder: Path, *, max_bad: int = 0, workers: int = 0) -> Features:
     """The features, by this process."""
     ranks = Ranks(master_port=int.from_bytes(os.urandom(2), "big") % 10_000 + 20_000)
-    with process_group(ranks, timeout_minutes=1):
+    with process_group(ranks, timeout_minutes=1, folder=folder):
         return computed(source, folder, ranks, max_bad=max_bad, workers=workers)
 
 
@@ -56,7 +56,7 @@ def main(folder: Path, rank: int, world_size: int, port: int, decodes: int) -> N
     EvaluationTransform.__call__ = counted  # type: ignore[method-assign]
     torch.set_num_threads(1)
     ranks = Ranks(rank, world_size, rank, world_size, master_port=port)
-    with process_group(ranks, timeout_minutes=1):
+    with process_group(ranks, timeout_minutes=1, folder=folder):
         computed(source_of(folder), folder / "features", ranks)
     (folder / f"decoded_{rank}").write_text(str(count))
 

@@ -70,7 +70,15 @@ def test_a_rank_that_goes_on_to_its_next_part_does_not_hide_why_another_failed()
     assert failure_of(events, "evaluate", "1-of-2")["error"] == "a torn shard"
 
 
-def test_an_interrupt_during_a_submission_comes_after_the_job_is_noted(tmp_path, program):
+@pytest.fixture
+def interruptible():
+    """As at a terminal; whoever starts the tests may have switched Ctrl-C off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_during_a_submission_comes_after_the_job_is_noted(tmp_path, program, interruptible):
     run = Run(tmp_path / "run")
     run.path.mkdir()
     run.config_file.write_text(
@@ -82,7 +90,7 @@ def test_an_interrupt_during_a_submission_comes_after_the_job_is_noted(tmp_path,
     assert read_ledger(run)["merge"].job_id == "41"
 
 
-def test_what_was_held_back_ends_the_process_as_it_would_have(monkeypatch):
+def test_what_was_held_back_ends_the_process_as_it_would_have(interruptible):
     reached = []
     with pytest.raises(KeyboardInterrupt), signals_held():
         os.kill(os.getpid(), signal.SIGINT)
