@@ -15,7 +15,7 @@ from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.transforms import EvaluationTransform
 from wiseft_dist.distributed import process_group
 from wiseft_dist.finetune.features.compute import Features, FeatureSource, compute_features
-from wiseft_dist.ranks import Ranks
+from wiseft_dist.ranks import Ranks, discover_ranks
 
 CHUNK_SAMPLES = 8
 CHUNKS = NUM_SAMPLES // CHUNK_SAMPLES
@@ -36,7 +36,7 @@ def computed(source: FeatureSource, folder: Path, ranks: Ranks, *, max_bad: int 
 
 def computed_alone(source: FeatureSource, folder: Path, *, max_bad: int = 0, workers: int = 0) -> Features:
     """The features, by this process."""
-    ranks = Ranks(master_port=int.from_bytes(os.urandom(2), "big") % 10_000 + 20_000)
+    ranks = Ranks()
     with process_group(ranks, timeout_minutes=1, folder=folder):
         return computed(source, folder, ranks, max_bad=max_bad, workers=workers)
 
@@ -55,8 +55,12 @@ def main(folder: Path, rank: int, world_size: int, port: int, decodes: int) -> N
 
     EvaluationTransform.__call__ = counted  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    ranks = Ranks(rank, world_size, rank, world_size, master_port=port)
-    with process_group(ranks, timeout_minutes=1, folder=folder):
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update(
+        {name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    ranks = discover_ranks()
+    with process_group(ranks, timeout_minutes=1):
         computed(source_of(folder), folder / "features", ranks)
     (folder / f"decoded_{rank}").write_text(str(count))
 
