@@ -19,7 +19,7 @@ from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.ranks import Launcher, Ranks, discover_launcher, node_name
 from wiseft_dist.run import Run, newest_checkpoint, read_commit
 from wiseft_dist.tracking import append_event, read_events
-from wiseft_dist.weights.finetuned import are_models_known
+from wiseft_dist.weights.finetuned import are_models_known, is_finetuned
 
 NOT_KNOWN = "not known"
 
@@ -49,12 +49,11 @@ def attempt(config: RunConfig, run: Run, stage: str, part: str | None, ranks: Ra
         yield
         return
     file = claim_file(run, stage, part)
-    if ranks.is_main:
-        take(file, launcher, stage if part is None else f"{stage}/{part}")
+    number = take(file, launcher, stage if part is None else f"{stage}/{part}") if ranks.is_main else 0
     try:
         if ranks.is_main:
             _tell(config, run, stage, part, ranks, launcher)
-        with ending_when_taken_over(file, run, stage, launcher, ranks):
+        with ending_when_taken_over(file, run, stage, launcher, ranks, number):
             yield
     finally:
         if ranks.is_main:
@@ -72,7 +71,7 @@ def progress_of(config: RunConfig, run: Run, stage: str, part: str | None = None
 def _tell(config: RunConfig, run: Run, stage: str, part: str | None, ranks: Ranks, launcher: Launcher) -> None:
     """Write the event of this attempt, unless it is one too many."""
     progress = progress_of(config, run, stage, part)
-    if launcher.restart:
+    if launcher.restart and not _is_finished(config, run, stage):
         before = fruitless(read_events(run), stage, part, launcher, progress)
         if len(before) > config.launch.max_restarts_without_progress:
             raise RunError(_too_many(config, run, stage, progress, launcher, before))
@@ -91,6 +90,13 @@ def _tell(config: RunConfig, run: Run, stage: str, part: str | None, ranks: Rank
         code=identity.digest,
         version=identity.version,
     )
+
+
+def _is_finished(config: RunConfig, run: Run, stage: str) -> bool:
+    """Whether the stage has nothing left to do: a batch script of several stages begins each of them anew."""
+    if stage == "finetune":
+        return is_finetuned(config, run)
+    return stage == "merge" and are_models_known(config, run) and not missing_ensembles(config, run)
 
 
 def fruitless(

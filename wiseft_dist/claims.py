@@ -6,11 +6,13 @@ to one run. The newer one takes the file over, and every process of the older on
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,7 +88,7 @@ def at_work(run: Run) -> dict[str, Claim]:
     }
 
 
-def take(file: Path, launcher: Launcher, name: str) -> None:
+def take(file: Path, launcher: Launcher, name: str) -> int:
     """Name this process's attempt as the newest, unless another one is at work and nothing says that it is lost.
 
     What may live on where Slurm no longer looks gets the time to see that it is over.
@@ -96,42 +98,72 @@ def take(file: Path, launcher: Launcher, name: str) -> None:
         launcher: What started this process, the first rank.
         name: The stage's.
 
+    Returns:
+        The attempt's number.
+
     Raises:
         StageTakenError: if someone else is at work on it.
         RunError: if this is the older attempt.
     """
-    before = read_claim(file)
     deadline = time.monotonic() + LEAVING_SECONDS
-    while before is not None and (holder := _at_work(before, launcher)):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _alone(file):
+            before = read_claim(file)
+            holder = _at_work(before, launcher) if before is not None else None
+            if before is None or holder is None:
+                _refuse_older(before, launcher)
+                own = _own_claim(launcher, number=1 + (before.number if before else 0))
+                write_atomically(file, json.dumps(asdict(own)))
+                break
         if time.monotonic() > deadline:
             raise StageTakenError(
                 f"{holder} is at work on {name} of this run since {time.ctime(before.since)}; nothing was started. "
                 "Wait for it, or end it first."
             )
         time.sleep(0.5)
-        before = read_claim(file)
-    if before is not None and not before.is_over and _is_newer(before, 0, launcher):
-        raise RunError(f"Slurm has started job {launcher.job_id} again meanwhile, on {before.host}: this start ends.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    own = _own_claim(launcher, number=1 + (before.number if before else 0))
-    write_atomically(file, json.dumps(asdict(own)))
     if before is not None and _may_live_on(before, launcher):
         time.sleep(2 * LOOK_SECONDS)
+    return own.number
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Of several starts at one moment, one after the other reads the claim and writes it."""
+    with file.with_suffix(".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _refuse_older(before: Claim | None, launcher: Launcher) -> None:
+    if before is not None and before.job_id == launcher.job_id != "" and before.restart > launcher.restart:
+        raise RunError(f"Slurm has started job {launcher.job_id} again meanwhile, on {before.host}: this start ends.")
 
 
 def release(file: Path, launcher: Launcher) -> None:
     """The first rank leaves: whoever comes next need not wait for it."""
-    claim = read_claim(file)
-    if claim is not None and claim.attempt == launcher.attempt:
-        with suppress(OSError):  # a full disk: the next one finds out by itself
+    with suppress(OSError), _alone(file):  # a full disk: the next one finds out by itself
+        claim = read_claim(file)
+        if claim is not None and claim.attempt == launcher.attempt:
             write_atomically(file, json.dumps(asdict(replace(claim, is_over=True))))
 
 
 @contextmanager
-def ending_when_taken_over(file: Path, run: Run, stage: str, launcher: Launcher, ranks: Ranks) -> Iterator[None]:
-    """While it is entered, end this process soon after a newer attempt has taken its stage over."""
+def ending_when_taken_over(
+    file: Path, run: Run, stage: str, launcher: Launcher, ranks: Ranks, own: int = 0
+) -> Iterator[None]:
+    """While it is entered, end this process soon after a newer attempt has taken its stage over.
+
+    Args:
+        file: The claim's.
+        run: The run.
+        stage: Which stage.
+        launcher: What started this process.
+        ranks: Its place.
+        own: The number of its attempt, where it is known already.
+    """
     done = Event()
-    thread = Thread(target=_watch, args=(file, run, stage, launcher, ranks, done), daemon=True)
+    thread = Thread(target=_watch, args=(file, run, stage, launcher, ranks, own, done), daemon=True)
     thread.start()
     try:
         yield
@@ -140,9 +172,8 @@ def ending_when_taken_over(file: Path, run: Run, stage: str, launcher: Launcher,
         thread.join(LOOK_SECONDS)
 
 
-def _watch(file: Path, run: Run, stage: str, launcher: Launcher, ranks: Ranks, done: Event) -> None:
-    own = 0
-    """The number of this attempt, once its first rank has written it."""
+def _watch(file: Path, run: Run, stage: str, launcher: Launcher, ranks: Ranks, own: int, done: Event) -> None:
+    """Look at the claim; ``own`` is the number of this attempt, 0 until its first rank has written it."""
     while True:
         claim = read_claim(file)
         if claim is not None and claim.attempt == launcher.attempt:
@@ -218,13 +249,16 @@ def _is_alive(claim: Claim) -> bool:
 
 
 def _is_running(job_id: str) -> bool:
-    """Whether Slurm has this job running now; no, where it does not answer: then the newest attempt counts."""
-    return job_id in _running([job_id])
+    """Whether Slurm has this job running now, or may have: a controller that is away ends nobody's work."""
+    if shutil.which("squeue") is None:
+        return False  # in a container nobody can tell: the newest attempt counts
+    return job_id in _running([job_id], if_silent=[job_id])
 
 
-def _running(job_ids: list[str]) -> set[str]:
+def _running(job_ids: Sequence[str], *, if_silent: Sequence[str] = ()) -> set[str]:
+    """Those that have nodes; ``if_silent`` where Slurm does not answer."""
     try:
         states = job_states(job_ids, patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)
     except RunError:
-        return set()
-    return {job_id for job_id, state in states.items() if state.state == "RUNNING"}
+        return set(if_silent)
+    return {job_id for job_id, state in states.items() if state.state in ("RUNNING", "SUSPENDED")}

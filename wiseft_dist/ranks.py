@@ -17,6 +17,8 @@ from typing import Literal
 
 from wiseft_dist.errors import RunError
 
+FIRST_SPECIAL_STEP = 0xFFFF_FFF0
+"""Slurm numbers what is no step of `srun` from here on: batch scripts, and the shell that `salloc` may start."""
 Kind = Literal["torchrun", "local", "slurm", "plain"]
 
 
@@ -143,7 +145,8 @@ def _kind(env: Mapping[str, str]) -> Kind:
         return "torchrun"
     if env.get("SUBMITIT_EXECUTOR") == "local":
         return "local"
-    return "slurm" if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env else "plain"
+    is_step = "SLURM_PROCID" in env and int(env.get("SLURM_STEP_ID") or FIRST_SPECIAL_STEP) < FIRST_SPECIAL_STEP
+    return "slurm" if is_step else "plain"
 
 
 def _slurm_job(env: Mapping[str, str]) -> str:

@@ -131,7 +131,7 @@ def _end_or_requeue(requeue: Callable[[int, FrameType | None], None], number: in
     if submitit.JobEnvironment().global_rank != 0:
         return  # the first rank decides
     is_preempted = _is_preempted()
-    if is_preempted is None:  # whoever sent the signal ends this process within that time, and it may be a preemption
+    if is_preempted is None:  # Slurm or srun ends this process soon; one that leaves a preempted job would end the job
         time.sleep(LONGEST_GRACE_SECONDS)
     if not is_preempted:
         raise KeyboardInterrupt
@@ -149,9 +149,10 @@ def _is_preempted() -> bool | None:
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # in a container
         return None
-    if answer.returncode:
-        return None
     fields = dict(pair.split("=", 1) for pair in answer.stdout.split() if "=" in pair)
+    if fields.get("JobState") == "CANCELLED":
+        return False
     # Both as 2026-05-31T23:59:59; a time before this start, or the word None, is of no preemption now.
     times = (fields.get("PreemptTime", ""), fields.get("StartTime", ""))
-    return fields.get("JobState") == "RUNNING" and times[0][:1].isdigit() and times[0] >= times[1]
+    is_now = fields.get("JobState") == "RUNNING" and times[0][:1].isdigit() and times[0] >= times[1]
+    return True if is_now else None
