@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 
 from wiseft_dist import claims
 from wiseft_dist.attempts import attempt, fruitless, progress_of
-from wiseft_dist.claims import StageTakenError, claim_file, read_claim
+from wiseft_dist.claims import StageTakenError, claim_file, read_claim, take
 from wiseft_dist.errors import RunError
 from wiseft_dist.pipeline import execute
 from wiseft_dist.ranks import Launcher, Ranks
@@ -119,6 +121,12 @@ def test_a_job_that_slurm_starts_again_and_again_without_progress_ends(
 ) -> None:
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_ID", "6")
+    for restart in range(8):  # a batch script of several stages begins those anew that are finished
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+        work(copied)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    shutil.rmtree(copied.ensemble(0.5))
     for restart in range(6):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
         work(copied)
@@ -127,12 +135,31 @@ def test_a_job_that_slurm_starts_again_and_again_without_progress_ends(
         work(copied)
     assert re.match(
         r"Slurm has started job 7 6 times since 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d without anything new on disk "
-        r"\(merge: 3 of 3 ensembles\), and launch.max_restarts_without_progress is 5: it ends here\. See in its logs "
+        r"\(merge: 2 of 3 ensembles\), and launch.max_restarts_without_progress is 5: it ends here\. See in its logs "
         r"in \S*/jobs/merge why it does not get on, then `wiseft run \S*config.yaml` goes on and counts afresh\.",
         str(caught.value),
     )
     monkeypatch.setenv("SLURM_JOB_ID", "8")  # what a person submits after that
     work(copied)
+
+
+def test_of_many_starts_at_one_moment_each_has_a_number_of_its_own(tmp_path: Path) -> None:
+    launchers = [Launcher("slurm", f"slurm-7.{restart}.0", "7", restart, True) for restart in range(8)]
+    file = tmp_path / "attempts" / "merge.json"
+    taken: list[int] = []
+
+    def start(launcher: Launcher) -> None:
+        with suppress(RunError):  # a later start was quicker
+            taken.append(take(file, launcher, "merge"))
+
+    threads = [threading.Thread(target=start, args=(launcher,)) for launcher in launchers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    claim = read_claim(file)
+    assert claim is not None and claim.restart == 7 and claim.number == max(taken)
+    assert len(set(taken)) == len(taken) >= 1
 
 
 def test_something_new_on_disk_makes_the_count_begin_again() -> None:

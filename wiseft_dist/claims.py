@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -249,16 +248,14 @@ def _is_alive(claim: Claim) -> bool:
 
 
 def _is_running(job_id: str) -> bool:
-    """Whether Slurm has this job running now, or may have: a controller that is away ends nobody's work."""
-    if shutil.which("squeue") is None:
-        return False  # in a container nobody can tell: the newest attempt counts
-    return job_id in _running([job_id], if_silent=[job_id])
+    """Whether Slurm has this job running now; no, where it does not answer: then the newest attempt counts."""
+    return job_id in _running([job_id])
 
 
-def _running(job_ids: Sequence[str], *, if_silent: Sequence[str] = ()) -> set[str]:
-    """Those that have nodes; ``if_silent`` where Slurm does not answer."""
+def _running(job_ids: Sequence[str]) -> set[str]:
+    """Those that have nodes."""
     try:
         states = job_states(job_ids, patience_seconds=0.0, command_seconds=MAX_QUEUE_SECONDS)
     except RunError:
-        return set(if_silent)
+        return set()
     return {job_id for job_id, state in states.items() if state.state in ("RUNNING", "SUSPENDED")}
