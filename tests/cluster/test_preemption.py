@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from slurm_jobs import field, start_now, state, wait_until
 from tiny_run import World, make_world
 
 from wiseft_dist.config import load_config
@@ -36,7 +35,6 @@ SETTINGS = (
     "launch.executor=slurm",
     "data.id_val_fraction=0",
 )
-PATIENCE_SECONDS = 300
 STOPPED_AT = 10
 
 
@@ -147,25 +145,6 @@ def losses(run: Run) -> dict[int, float]:
 
 
 def starts_again(cluster: Devcluster, job: str) -> bool:
-    """Let a requeued job start now, instead of after Slurm's two minutes; whether it has been requeued."""
-    if state(cluster, job) == "PENDING":
-        subprocess.run(
-            ["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True, timeout=60
-        )
+    """Let a requeued job start now; whether it has been requeued."""
+    start_now(cluster, job)
     return field(cluster, job, "Restarts") == "1"
-
-
-def state(cluster: Devcluster, job: str) -> str:
-    return field(cluster, job, "JobState")
-
-
-def field(cluster: Devcluster, job: str, name: str) -> str:
-    fields = cluster.slurm("scontrol", "--oneliner", "show", "job", job).split()
-    return dict(pair.split("=", 1) for pair in fields if "=" in pair)[name]
-
-
-def wait_until(condition: Callable[[], bool], *, seconds_between: float = 0.5) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
-        time.sleep(seconds_between)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from slurm_jobs import field, start_now, state, wait_until
 from tiny_run import World, make_world
 
 from wiseft_dist.run import Run, newest_checkpoint, read_commit, sha256_file
@@ -42,7 +42,9 @@ def undisturbed(devcluster: Devcluster, small_world: World, tmp_path_factory: py
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WISEFT_PYTHON", sys.executable)
         job = submit(devcluster, run, small_world.config, *LONG)
-    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    wait_until(
+        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
+    )
     assert state(devcluster, job) == "COMPLETED", log(run)
     return run
 
@@ -56,7 +58,9 @@ def submit(cluster: Devcluster, run: Run, *arguments: object) -> str:
 def test_a_whole_run_in_one_allocation(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config)
-    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    wait_until(
+        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
+    )
     assert state(devcluster, job) == "COMPLETED", log(run)
     assert run.results_file.is_file() and (run.report / "index.html").is_file()
     assert read_commit(run.finished_checkpoint())["world_size"] == 2
@@ -66,7 +70,7 @@ def test_a_whole_run_in_one_allocation(devcluster: Devcluster, small_world: Worl
 def test_a_mistake_ends_the_job_with_its_sentence(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config, "finetune.epoch=1")
-    wait_until(lambda: state(devcluster, job) == "FAILED")
+    wait_until(lambda: state(devcluster, job) == "FAILED", patience_seconds=PATIENCE_SECONDS)
     assert "finetune.epoch is not a setting. Did you mean finetune.epochs?" in log(run)
     assert not run.path.exists()
 
@@ -90,10 +94,12 @@ def test_a_job_that_must_go_saves_comes_back_and_ends_with_the_same_weights(
 ) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config, *LONG)
-    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05)
+    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05, patience_seconds=PATIENCE_SECONDS)
     disturb(devcluster, job)
-    wait_until(lambda: is_back(devcluster, job))
-    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    wait_until(lambda: is_back(devcluster, job), patience_seconds=PATIENCE_SECONDS)
+    wait_until(
+        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
+    )
     assert state(devcluster, job) == "COMPLETED", log(run)
     first, second = (e["step"] for e in read_events(run) if e["event"] == "started" and e["stage"] == "finetune")
     assert first == 0 and second >= STOPPED_AT
@@ -105,9 +111,9 @@ def test_a_job_that_must_go_saves_comes_back_and_ends_with_the_same_weights(
 def test_a_cancelled_job_saves_and_stays_away(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config, *LONG)
-    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05)
+    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05, patience_seconds=PATIENCE_SECONDS)
     devcluster.slurm("scancel", job)
-    wait_until(lambda: state(devcluster, job) == "CANCELLED")
+    wait_until(lambda: state(devcluster, job) == "CANCELLED", patience_seconds=PATIENCE_SECONDS)
     assert field(devcluster, job, "Restarts") == "0"
     newest = newest_checkpoint(run)
     assert newest is not None and read_commit(newest)["step"] >= STOPPED_AT and not read_commit(newest)["final"]
@@ -134,7 +140,9 @@ def test_a_stage_runs_by_hand_inside_an_allocation(
     wrapped = " ".join(["srun", *launcher, "-m", "wiseft_dist", "finetune", str(tmp_path / "run")])
     output = f"--output={tmp_path / 'run.log'}"
     job = devcluster.slurm("sbatch", "--parsable", "-n", "2", "-N", "1", output, "--wrap", wrapped).strip()
-    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    wait_until(
+        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
+    )
     run = Run(tmp_path / "run")
     assert read_commit(run.finished_checkpoint())["world_size"] == 2
 
@@ -150,27 +158,9 @@ def num_steps(run: Run) -> int:
 
 def is_back(cluster: Devcluster, job: str) -> bool:
     """Let a requeued job start now; whether it has been requeued."""
-    if state(cluster, job) == "PENDING":
-        command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
-        subprocess.run(command, check=False, capture_output=True, timeout=60)
+    start_now(cluster, job)
     return field(cluster, job, "Restarts") == "1" and state(cluster, job) != "PENDING"
 
 
 def log(run: Run) -> str:
     return run.path.with_suffix(".log").read_text()
-
-
-def state(cluster: Devcluster, job: str) -> str:
-    return field(cluster, job, "JobState")
-
-
-def field(cluster: Devcluster, job: str, name: str) -> str:
-    fields = cluster.slurm("scontrol", "--oneliner", "show", "job", job).split()
-    return dict(pair.split("=", 1) for pair in fields if "=" in pair)[name]
-
-
-def wait_until(condition: Callable[[], bool], *, seconds_between: float = 0.5) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
-        time.sleep(seconds_between)
