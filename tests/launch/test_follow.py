@@ -14,11 +14,11 @@ from wiseft_dist.config import Resources, load_config
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import failure_of
 from wiseft_dist.launch.executors import SlurmExecutor
-from wiseft_dist.launch.follow import _left, run_pipeline
+from wiseft_dist.launch.follow import _left, _worth_waiting_for, run_pipeline
 from wiseft_dist.launch.ledger import Entry, read_ledger, record
 from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.processes import signals_held
-from wiseft_dist.pipeline import Job
+from wiseft_dist.pipeline import Job, Step
 from wiseft_dist.run import Run
 from wiseft_dist.slurm import JobState
 
@@ -141,3 +141,20 @@ def test_jobs_that_nobody_could_note_are_not_doubled(tmp_path, program):
     program("squeue", f"echo '8|{run.jobs}/merge/.submission_file_c.sh'")
     with pytest.raises(UserError, match=r"\(8\); nothing was started. `scancel 8`"):
         refuse_unknown_jobs(run)
+
+
+def test_a_job_that_reads_what_must_be_made_again_is_ended_and_one_that_waits_for_a_job_under_way_is_not(
+    program, tmp_path, capsys
+):
+    program("scancel", f'echo "$@" >> {tmp_path}/ended')
+    finetune, merge, *parts = (
+        Job(stage, part, Resources())
+        for stage, part in (("finetune", None), ("merge", None), ("evaluate", "1-of-2"), ("evaluate", "2-of-2"))
+    )
+    steps = [Step("finetune", (finetune,)), Step("merge", (merge,)), Step("evaluate", tuple(parts))]
+    later = {"merge": JobState("8", "PENDING"), "evaluate/2-of-2": JobState("9_1", "RUNNING")}
+    assert _worth_waiting_for(steps[2:], later) == {"merge": "8", "evaluate/2-of-2": "9_1"}
+    assert not (tmp_path / "ended").exists()
+    assert _worth_waiting_for(steps, later) == {}
+    assert "evaluate/2-of-2: ended (job 9_1), because what it reads must be made again" in capsys.readouterr().err
+    assert {"8", "9_[1]"} <= set((tmp_path / "ended").read_text().split())

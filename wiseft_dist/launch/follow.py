@@ -113,9 +113,10 @@ def _left(config: RunConfig, run: Run, states: Mapping[str, JobState]) -> list[S
 
 
 def _worth_waiting_for(steps: Sequence[Step], states: Mapping[str, JobState]) -> dict[str, str]:
-    """Ids by name of the active jobs; those that can never start are taken out of the queue, to be submitted anew.
+    """Ids by name of the active jobs; those that cannot end well are taken out of the queue, to be submitted anew.
 
-    A job waits in vain if one that it needs has ended without its result; Slurm may take a while to see that.
+    A job waits in vain if one that it needs has ended without its result; Slurm may take a while to see that. One that
+    runs although what it reads must be made again, because somebody took it away, can only fail.
     """
     active = {name: state for name, state in states.items() if state.is_active}
     doomed: list[str] = []
@@ -123,9 +124,11 @@ def _worth_waiting_for(steps: Sequence[Step], states: Mapping[str, JobState]) ->
     for step in steps:
         names = [job.name for job in step.jobs]
         outcomes = {name: _outcome(active[name]) for name in names if name in active}
-        vain = (Outcome.waiting, Outcome.blocked) if is_broken else (Outcome.blocked,)
-        doomed += [name for name, outcome in outcomes.items() if outcome in vain]
+        doomed += [name for name, outcome in outcomes.items() if is_broken or outcome is Outcome.blocked]
         is_broken = is_broken or any(name not in active or name in doomed for name in names)
+    for name in doomed:
+        if _outcome(active[name]) is Outcome.running:
+            _say(f"{name}: ended (job {active[name].job_id}), because what it reads must be made again")
     cancel_jobs([active[name].job_id for name in doomed])
     return {name: state.job_id for name, state in active.items() if name not in doomed}
 
