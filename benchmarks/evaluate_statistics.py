@@ -33,7 +33,7 @@ from wiseft_dist.evaluate.statistics.cell_source import CellSource
 from wiseft_dist.evaluate.statistics.intervals import NUM_RESAMPLES
 from wiseft_dist.evaluate.statistics.statistics import Role, statistics
 from wiseft_dist.report.figures import draw_curve
-from wiseft_dist.report.page import page
+from wiseft_dist.report.page.render import page
 from wiseft_dist.report.rows import to_csv
 
 NUM_CLASSES = 1000

@@ -55,7 +55,8 @@ def test_a_misspelt_key_is_answered_with_the_nearest_right_one(file, key, neares
 
 def test_a_key_like_no_other_is_answered_with_what_there_is(file):
     assert refusal(file, "wandb.zzz=1").endswith(
-        "wandb.zzz is not a setting. Settings there: wandb.mode, wandb.project, wandb.entity."
+        "wandb.zzz is not a setting. Settings there: wandb.mode, wandb.project, wandb.entity, wandb.alerts, "
+        "wandb.upload_model, wandb.finish_seconds."
     )
 
 

@@ -32,7 +32,7 @@ def run_with(code: Path, program: str, *arguments: object) -> str:
 
 def test_a_copy_holds_python_and_data_files_and_nothing_that_python_left(package: Path) -> None:
     copied = {str(path.relative_to(package / "wiseft_dist")) for path in (package / "wiseft_dist").rglob("*.*")}
-    assert {"cli.py", "report/page.html.j2", "py.typed", "evaluate/catalog/data/classes/imagenet.txt"} <= copied
+    assert {"cli.py", "report/page/page.html.j2", "py.typed", "evaluate/catalog/data/classes/imagenet.txt"} <= copied
     assert not [name for name in copied if "__pycache__" in name or name.endswith(".pyc")]
     assert package.name == package_digest(package / "wiseft_dist")
     assert len(package_files(package / "wiseft_dist")) > 200

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from wiseft_dist.report.figures import draw_curve
-from wiseft_dist.report.page import page
+from wiseft_dist.report.page.render import page
 from wiseft_dist.report.results import gather, read_statistics
 from wiseft_dist.report.stage import report
 from wiseft_dist.report.table import summary_table

@@ -19,11 +19,11 @@ from rich.console import Console
 
 from wiseft_dist.evaluate.statistics.metrics.corruption import CorruptionError
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.accuracies import accuracy_sections
-from wiseft_dist.report.cautions import cautions
-from wiseft_dist.report.comparisons import comparison_sections
+from wiseft_dist.report.page.section import Section
 from wiseft_dist.report.rows import rows_of
-from wiseft_dist.report.section import Section
+from wiseft_dist.report.sections.accuracies import accuracy_sections
+from wiseft_dist.report.sections.cautions import cautions
+from wiseft_dist.report.sections.comparisons import comparison_sections
 from wiseft_dist.report.table import summary_table
 
 

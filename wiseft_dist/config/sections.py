@@ -193,6 +193,22 @@ class WandbConfig(Section):
     entity: str | None = None
     """W&B user or team."""
 
+    alerts: bool = True
+    """Whether W&B tells of a failed stage and of a finished run."""
+
+    upload_model: bool = False
+    """Whether the ensemble of the chosen alpha becomes a W&B artifact."""
+
+    finish_seconds: PositiveFloat = 60.0
+    """How long the end of a stage waits for W&B to take what it has not yet; `wiseft sync` sends the rest."""
+
+
+class ReportConfig(Section):
+    """The page of a run."""
+
+    pictures: NonNegativeInt = 6
+    """Of each dataset, how many pictures are shown whose prediction changed most; 0: the page has no pictures."""
+
 
 class DistributedConfig(Section):
     """The process group of fine-tuning."""
@@ -224,6 +240,9 @@ class RunConfig(Section):
 
     evaluate: EvaluateConfig = EvaluateConfig()
     """From ensembles to accuracies."""
+
+    report: ReportConfig = ReportConfig()
+    """From accuracies to a page."""
 
     wandb: WandbConfig = WandbConfig()
     """Tracking."""

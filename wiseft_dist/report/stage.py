@@ -15,7 +15,7 @@ from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.models.files import CLASSES_FILE
 from wiseft_dist.publish import publish_report
 from wiseft_dist.report.figures import draw_curve
-from wiseft_dist.report.page import page
+from wiseft_dist.report.page.render import page
 from wiseft_dist.report.results import gather
 from wiseft_dist.report.rows import to_csv
 from wiseft_dist.report.table import named_alphas

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.section import Cell, Row, Section, ends_and_chosen, row, with_interval
+from wiseft_dist.report.page.section import Cell, Row, Section, ends_and_chosen, row, with_interval
 from wiseft_dist.report.table import choice, named_alphas
 from wiseft_dist.report.wording import NOTHING, column_name, metric_name, percent, points, shown_datasets
 

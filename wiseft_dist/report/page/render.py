@@ -10,9 +10,9 @@ import jinja2
 
 import wiseft_dist
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.accuracies import accuracy_sections
-from wiseft_dist.report.cautions import cautions
-from wiseft_dist.report.comparisons import comparison_sections
+from wiseft_dist.report.sections.accuracies import accuracy_sections
+from wiseft_dist.report.sections.cautions import cautions
+from wiseft_dist.report.sections.comparisons import comparison_sections
 from wiseft_dist.report.wording import has_both, shown_datasets
 
 
@@ -34,7 +34,7 @@ def page(
         published_counts: How many samples a dataset should have, where that is known.
     """
     template = jinja2.Environment(
-        loader=jinja2.PackageLoader("wiseft_dist", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("wiseft_dist.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     ).get_template("page.html.j2")
     datasets = [statistics.datasets[name] for name in shown_datasets(statistics)]
     return template.render(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from wiseft_dist.evaluate.statistics.paired import ENDPOINTS, Endpoint
 from wiseft_dist.evaluate.statistics.robustness import RobustnessPoint
 from wiseft_dist.evaluate.statistics.statistics import ClassAccuracy, DatasetStatistics, Statistics
-from wiseft_dist.report.section import Cell, Row, Section, ends_and_chosen, row
+from wiseft_dist.report.page.section import Cell, Row, Section, ends_and_chosen, row
 from wiseft_dist.report.wording import (
     NOTHING,
     number,

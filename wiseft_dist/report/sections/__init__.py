@@ -1,0 +1,1 @@
+"""What the page of a run says: one file for each group of sections."""
