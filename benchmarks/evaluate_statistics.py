@@ -32,9 +32,13 @@ from wiseft_dist.evaluate.predictions import Member, Predictions
 from wiseft_dist.evaluate.statistics.cell_source import CellSource
 from wiseft_dist.evaluate.statistics.intervals import NUM_RESAMPLES
 from wiseft_dist.evaluate.statistics.statistics import Role, statistics
-from wiseft_dist.report.figures import draw_curve
-from wiseft_dist.report.page.render import page
+from wiseft_dist.report.contents import footer, number_sections
+from wiseft_dist.report.figures import draw_figures
+from wiseft_dist.report.history import History
+from wiseft_dist.report.page.render import Page, render
 from wiseft_dist.report.rows import to_csv
+from wiseft_dist.report.sections.accuracies import lead_sections
+from wiseft_dist.report.sections.cautions import cautions
 
 NUM_CLASSES = 1000
 PART_SAMPLES = 8192
@@ -91,9 +95,10 @@ def _ours(sources: Sequence[CellSource], members: Sequence[Member], root: Path, 
     result = statistics(sources, members, num_resamples=num_resamples)
     (root / "statistics.json").write_text(json.dumps(result.as_dict(), indent=1, allow_nan=False))
     (root / "results.csv").write_text(to_csv(result))
-    draw_curve(result, root / "curve.png", root / "curve.svg")
-    text = page("made up", result, root / "curve.png", classnames={}, published_counts={})
-    (root / "index.html").write_text(text)
+    draw_figures(result, root)
+    sections = tuple(number_sections(result, {}, History()))
+    page = Page("made up", tuple(lead_sections(result)), tuple(cautions(result, {})), sections, footer(result))
+    (root / "index.html").write_text(render(page))
 
 
 def _read(root: Path) -> None:

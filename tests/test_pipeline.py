@@ -88,7 +88,9 @@ def test_a_report_of_other_cells_is_not_current(copied):
     assert names(remaining(copied.load_config(), copied)) == [["report"]]
 
 
-@pytest.mark.parametrize("name", ["index.html", "curve.png", "curve.svg", "results.csv", "statistics.json"])
+@pytest.mark.parametrize(
+    "name", ["index.html", "curve.png", "curve_logit.svg", "datasets.pdf", "results.csv", "statistics.json"]
+)
 def test_a_report_that_lacks_a_file_is_written_again(copied, name):
     (copied.report / name).unlink()
     assert names(remaining(copied.load_config(), copied)) == [["report"]]
@@ -98,7 +100,7 @@ def test_a_report_that_was_interrupted_is_written_again(copied, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wiseft_dist.report.stage.draw_curve", interrupted)
+    monkeypatch.setattr("wiseft_dist.report.stage.draw_figures", interrupted)
     with pytest.raises(KeyboardInterrupt):
         execute("report", copied)
     assert names(remaining(copied.load_config(), copied)) == [["report"]]

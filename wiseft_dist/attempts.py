@@ -18,6 +18,7 @@ from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.ranks import Launcher, Ranks, discover_launcher, node_name
 from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.surroundings import surroundings
 from wiseft_dist.tracking import append_event, read_events
 from wiseft_dist.weights.finetuned import are_models_known, is_finetuned
 
@@ -89,6 +90,7 @@ def _tell(config: RunConfig, run: Run, stage: str, part: str | None, ranks: Rank
         progress=progress,
         code=identity.digest,
         version=identity.version,
+        **surroundings(),
     )
 
 

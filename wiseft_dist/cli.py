@@ -16,9 +16,11 @@ from wiseft_dist.evaluate_command import evaluate
 from wiseft_dist.merge_command import merge
 from wiseft_dist.plan_command import plan
 from wiseft_dist.printable import printable
+from wiseft_dist.report_command import report
 from wiseft_dist.shards_command import app as shards_app
 from wiseft_dist.status_command import cancel, logs, status
 from wiseft_dist.sweep_command import sweep
+from wiseft_dist.sync_command import sync
 
 app = typer.Typer(
     name="wiseft",
@@ -33,10 +35,12 @@ app.command()(merge)
 app.command()(evaluate)
 app.command()(plan)
 app.command()(doctor)
+app.command()(report)
 app.command()(sweep)
 app.command()(status)
 app.command()(logs)
 app.command()(cancel)
+app.command()(sync)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -127,16 +131,6 @@ def run(
 def finetune(run_directory: RunDirectory) -> None:
     """Run the fine-tuning stage in this process group (torchrun, srun)."""
     _stage("finetune", run_directory)
-
-
-@app.command()
-def report(run_directory: RunDirectory) -> None:
-    """Write results.csv, the curve and the page of an evaluated run, and print its table."""
-    from wiseft_dist.launch.start import print_summary
-    from wiseft_dist.run import Run
-
-    _stage("report", run_directory)
-    print_summary(Run(run_directory.absolute()))
 
 
 def _stage(stage: str, run_directory: Path) -> None:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from wiseft_dist.evaluate.statistics.statistics import Statistics
     from wiseft_dist.run import Run
 
-TABLE_WIDTH = 100
-"""Characters of a table, at a terminal or in a file."""
 Datasets = Annotated[
     list[str] | None,
     typer.Option("--dataset", help="NAME=URL, a folder or URL of shards, a .yaml that describes it, or a name of the "
@@ -247,6 +245,7 @@ def _tell_results(evaluation: Evaluation, found: Mapping[str, Statistics], *, as
     from rich.console import Console
 
     from wiseft_dist.report.without_run import json_rows, tables
+    from wiseft_dist.terminal import TABLE_WIDTH
 
     if as_json:
         rows = [row for title, each in found.items() for row in json_rows(title, each)]

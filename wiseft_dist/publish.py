@@ -13,7 +13,7 @@ from typing import Any
 from wiseft_dist import storage
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.run import COMMIT_FILE, Run, digest, write_atomically
+from wiseft_dist.run import CARD_FILE, COMMIT_FILE, Run, digest, write_atomically
 from wiseft_dist.tracking import append_event
 
 RECORD_FILE = "published.json"
@@ -36,13 +36,19 @@ def publish_ensembles(config: RunConfig, run: Run) -> None:
 
 
 def publish_report(config: RunConfig, run: Run) -> None:
-    """Upload the report; what names the cells that it was made of comes last, as it does on disk.
+    """Upload the ensembles' model cards and the report; what names the cells that it was made of comes last.
+
+    The weights are not sent again: a card is no part of what is committed.
 
     Raises:
         RunError: if the store fails for good.
     """
     if config.publish is None:
         return
+    for folder in _ensembles(config, run):
+        if (folder / CARD_FILE).is_file():
+            url = storage.join(_target(config.publish, run, folder), CARD_FILE)
+            storage.write_bytes(url, (folder / CARD_FILE).read_bytes())
     url, last = _target(config.publish, run, run.report), run.selection_file.name
     storage.upload_folder(run.report, url, last=last)
     _record(run, run.report, url, last=last, stage="report")

@@ -77,6 +77,13 @@ def discover_launcher() -> Launcher:
     return Launcher(kind, f"{kind}-{place}", job_id, restart, is_submitted, is_batch)
 
 
+def speaks_for_its_group() -> bool:
+    """Whether this is the first of the processes that were started together, as far as the environment says."""
+    names = {"torchrun": "RANK", "local": "SUBMITIT_LOCAL_GLOBALID", "slurm": "SLURM_PROCID"}
+    name = names.get(_kind(os.environ), "")
+    return os.environ.get(name, "0") == "0"
+
+
 def discover_ranks() -> Ranks:
     """Find out from the environment which of its job's processes this is.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,17 @@ from typing import Any
 
 from wiseft_dist.config import RunConfig, dump_config, load_config
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.progress import BYTES, progress_bar
 
 COMMIT_FILE = "COMMITTED.json"
+ID_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+CARD_FILE = "README.md"
+"""Beside an ensemble: its model card, which is no part of the commit."""
+FIGURES = ("curve", "curve_logit", "datasets")
+"""Of a report: the paper's figure, the same on logit axes, and a small one for each dataset."""
+FIGURE_FORMATS = ("png", "svg", "pdf")
+HASHED_AT_ONCE = 2**20
+"""Bytes: large enough to be fast, small enough for the processor's cache."""
 IDENTITY = (
     "seed",
     "model",
@@ -56,6 +66,11 @@ class Run:
     def events_file(self) -> Path:
         """Every metric and state change, one JSON object a line."""
         return self.path / "events.jsonl"
+
+    @property
+    def id_file(self) -> Path:
+        """What tells this directory from every other, whatever its path is."""
+        return self.path / "id"
 
     @property
     def manifests(self) -> Path:
@@ -110,8 +125,9 @@ class Run:
     @property
     def report_files(self) -> tuple[Path, ...]:
         """Every file of the report."""
-        others = ("index.html", "curve.png", "curve.svg")
-        return (*(self.report / name for name in others), self.results_file, self.statistics_file, self.selection_file)
+        figures = [self.report / f"{name}.{suffix}" for name in FIGURES for suffix in FIGURE_FORMATS]
+        page = self.report / "index.html"
+        return (page, *figures, self.results_file, self.statistics_file, self.selection_file)
 
     @property
     def jobs(self) -> Path:
@@ -174,7 +190,36 @@ def open_run(config: RunConfig) -> Run:
     run = find_run(config)
     run.path.mkdir(parents=True, exist_ok=True)
     write_atomically(run.config_file, dump_config(config))
+    run_id(run)
     return run
+
+
+def run_id(run: Run) -> str:
+    """Eight letters and digits that belong to this directory: one that is deleted and made anew is another run.
+
+    They are chosen once; of several processes that ask at once, one chooses for all.
+    """
+    while not (known := _read_id(run)):
+        aside = run.id_file.with_name(f".id.{uuid.uuid4().hex[:8]}")
+        aside.write_text("".join(secrets.choice(ID_LETTERS) for _ in range(8)) + "\n")
+        try:
+            sync(aside)
+            os.link(aside, run.id_file)  # unlike a rename, never over what another process has written
+        except FileExistsError:
+            if not _read_id(run):  # emptied by whatever broke
+                aside.rename(run.id_file)
+        except OSError:  # a file system without hard links
+            aside.rename(run.id_file)
+        finally:
+            aside.unlink(missing_ok=True)
+    return known
+
+
+def _read_id(run: Run) -> str:
+    try:
+        return run.id_file.read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def find_run(config: RunConfig) -> Run:
@@ -270,12 +315,15 @@ def refuse_damaged(checkpoint: Path, *, share: int = 0, num_shares: int = 1) -> 
     Raises:
         UserError: naming the first file that differs.
     """
-    for name, entry in sorted(read_commit(checkpoint)["files"].items())[share::num_shares]:
-        if sha256_file(checkpoint / name) != entry["sha256"]:
-            raise UserError(
-                f"{checkpoint / name}: not the file that was committed. Delete {checkpoint} to resume from the one "
-                "before."
-            )
+    files = dict(sorted(read_commit(checkpoint)["files"].items())[share::num_shares])
+    total = sum(entry["bytes"] for entry in files.values())
+    with progress_bar(f"checking {checkpoint.name}", total=total, unit=BYTES, is_main=share == 0) as bar:
+        for name, entry in files.items():
+            if sha256_file(checkpoint / name, on_progress=bar.advance) != entry["sha256"]:
+                raise UserError(
+                    f"{checkpoint / name}: not the file that was committed. Delete {checkpoint} to resume from the one "
+                    "before."
+                )
 
 
 def commit_digest(folder: Path) -> str:
@@ -332,10 +380,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def sha256_file(path: Path, *, on_progress: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; ``on_progress`` is told how many bytes more were read."""
+    found, block = hashlib.sha256(), memoryview(bytearray(HASHED_AT_ONCE))
+    with path.open("rb", buffering=0) as handle:
+        while num_bytes := handle.readinto(block):
+            found.update(block[:num_bytes])
+            on_progress(num_bytes)
+    return found.hexdigest()
 
 
 def digest(value: Any) -> str:

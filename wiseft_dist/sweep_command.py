@@ -6,11 +6,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.printable import printable
+
+if TYPE_CHECKING:
+    from wiseft_dist.launch.sweep.results import Results
 
 WATCH_SECONDS = 5.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -104,9 +108,29 @@ def _start(asked: Any, *, detach: bool, as_json: bool) -> None:
     results = gather(sweep)
     write_csv(results, sweep.folder / "sweep.csv")
     show(results, as_json=as_json)
+    compare_finished(results)
     if results.failed:
         names = ", ".join(row.name for row in results.failed)
         raise RunError(f"{len(results.failed)} of {len(results.rows)} runs have no result: {names}.")
+
+
+def compare_finished(results: Results) -> None:
+    """The page that compares the finished runs, the best on ID-val first; what is wrong with it stops nobody."""
+    from wiseft_dist.report.compare.comparison import DEFAULT_FILE, write_comparison
+
+    sweep = results.sweep
+    finished = [row.name for row in results.rows if row.state.is_finished and row.points]
+    others = [row.name for row in results.rows if row.name not in finished]
+    if len(finished) < 2:
+        return
+    file = sweep.folder / DEFAULT_FILE
+    notes = [f"Left out, because they have no result: {', '.join(others)}."] if others else []
+    try:
+        write_comparison([str(sweep.run(name).path) for name in finished], file, notes=notes)
+        told = f"Comparison: {file}"
+    except (UserError, RunError, OSError) as error:
+        told = f"wiseft: no page that compares the runs: {error}"
+    print(printable(told), file=sys.stderr)  # standard output may be JSON
 
 
 def _plan_text(described: dict[str, Any]) -> str:

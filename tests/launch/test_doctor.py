@@ -56,8 +56,28 @@ def test_a_key_of_wandb_is_found_and_not_shown(world: World, monkeypatch: pytest
     monkeypatch.setenv("WANDB_BASE_URL", f"http://someone:{KEY}@127.0.0.1:9/?token={KEY}")
     ((check, level, text),) = check_wandb(config_of(world, "wandb.mode=online"))
     assert (check, level) == ("W&B", "warning")
-    assert text.startswith("mode online, a key; http://127.0.0.1:9/ cannot be reached")
+    assert text.startswith("mode online (wandb.mode), a key; http://127.0.0.1:9/ cannot be reached")
     assert KEY not in text
+
+
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({}, "mode offline (no WANDB_API_KEY), no key; nothing is sent, `wiseft sync RUN` sends it later"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}, "mode disabled (WANDB_MODE), a key; nothing is recorded"),
+        ({"WANDB_API_KEY": KEY}, "mode online (WANDB_API_KEY), a key; http://127.0.0.1:9 cannot be reached"),
+    ],
+)
+def test_the_mode_of_wandb_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], text: str
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "/nonexistent")
+    for name, value in ({"WANDB_BASE_URL": "http://127.0.0.1:9"} | environment).items():
+        monkeypatch.setenv(name, value)
+    ((_, _, told),) = check_wandb(None)
+    assert told.startswith(text)
 
 
 @pytest.mark.matrix
@@ -73,7 +93,7 @@ def test_the_command_finds_this_machine_well_names_what_is_not_there_and_shows_n
     assert KEY not in done.stdout + done.stderr
     told = json.loads(done.stdout)
     texts = {finding["check"]: finding["text"] for finding in told["findings"]}
-    assert texts["W&B"].startswith("mode online, a key; http://127.0.0.1:9/ cannot be reached")
+    assert texts["W&B"].startswith("mode online (wandb.mode), a key; http://127.0.0.1:9/ cannot be reached")
     assert {"python", "torch", "deepspeed", "cores", "memory", "/dev/shm", "decoders", "disk"} <= set(texts)
     assert {"data", "model", "all-reduce", "slurm"} <= set(texts)
     (error,) = (finding["text"] for finding in told["findings"] if finding["level"] == "error")

@@ -157,6 +157,10 @@ def test_a_failing_run_stops_neither_the_others_nor_the_soup_of_those_that_are_f
     assert {name: row["state"] for name, row in rows.items()} == {
         "lr=0.003": "finished", "lr=0.001": "finished", "lr=1e+30": "failed", "soup": "finished",
     }  # fmt: skip
+    assert f"Comparison: {tmp_path / 'comparison.html'}\n" in done.stderr
+    page = (tmp_path / "comparison.html").read_text()
+    assert "Left out, because they have no result: lr=1e+30." in page
+    assert all(f'<th scope="row"><bdi>{name}</bdi></th>' in page for name in ("lr=0.003", "lr=0.001", "soup"))
     assert sum(int(row["is_best"]) for row in rows.values()) == 1
     soup = Run(tmp_path / "soup")
     assert is_finetuned(soup.load_config(), soup) and remaining(soup.load_config(), soup) == []

@@ -18,17 +18,18 @@ from made_up import (
 from rich.console import Console
 
 from wiseft_dist.evaluate.statistics.metrics.corruption import CorruptionError
-from wiseft_dist.evaluate.statistics.statistics import Statistics
+from wiseft_dist.evaluate.statistics.statistics import ClassAccuracy, Statistics
+from wiseft_dist.report.contents import number_sections
+from wiseft_dist.report.history import History
 from wiseft_dist.report.page.section import Section
 from wiseft_dist.report.rows import rows_of
-from wiseft_dist.report.sections.accuracies import accuracy_sections
+from wiseft_dist.report.sections.accuracies import lead_sections
 from wiseft_dist.report.sections.cautions import cautions
-from wiseft_dist.report.sections.comparisons import comparison_sections
 from wiseft_dist.report.table import summary_table
 
 
 def sections(given: Statistics, classnames: dict[str, tuple[str, ...]] | None = None) -> dict[str, Section]:
-    found = [*accuracy_sections(given), *comparison_sections(given, classnames or {})]
+    found = [*lead_sections(given), *number_sections(given, classnames or {}, History())]
     by_title = {section.title: section for section in found}
     assert len(by_title) == len(found)
     return by_title
@@ -94,7 +95,8 @@ def test_paired_tests_are_of_the_chosen_alpha_against_both_ends() -> None:
 def test_calibration_is_shown_at_both_ends_and_the_chosen_alpha() -> None:
     section = sections(statistics())["Calibration"]
     assert len(section.rows) == 3 * 3
-    assert rows(section)["photo, chosen"] == ["1.23", "0.7654", "0.3456"]
+    # Of the one bin: so sure, and so often right.
+    assert rows(section)["photo, chosen"] == ["75.00", "80.00", "1.23", "0.7654", "0.3456"]
 
 
 def test_an_end_that_was_chosen_is_shown_once() -> None:
@@ -144,6 +146,15 @@ def test_the_five_classes_that_gain_most_and_the_five_that_lose_most_are_shown_b
     ]
     assert rows(section)["class 11"] == ["40", "50.00", "61.00", "25.00", "+11.00"]
     assert section.is_folded
+
+
+def test_all_classes_are_listed_where_the_page_has_room_for_them() -> None:
+    every = sections(statistics())["photo: all 12 classes"]
+    assert len(every.rows) == 12 and every.is_folded
+    many = tuple(ClassAccuracy(label, 10, 0.5, 0.5, 0.5) for label in range(1334))  # three datasets share 4,000 rows
+    found = sections(with_dataset(statistics(), "photo", classes=many))
+    assert "photo: all 1,334 classes" not in found
+    assert found["photo: classes that gain and lose most"].note.endswith("All classes are in statistics.json.")
 
 
 def test_groups_are_shown_with_their_name() -> None:
@@ -227,7 +238,7 @@ def test_a_number_that_cannot_be_known_is_a_dash_and_not_nan() -> None:
     given = with_dataset(replace(given, oracles={}), "sketch", alphas=alphas)
     found = sections(given)
     assert rows(found["Every alpha"])["0"][2] == "–"
-    assert rows(found["Calibration"])["Sketches, chosen"][1] == "inf"
+    assert rows(found["Calibration"])["Sketches, chosen"][3] == "inf"
     console = Console(width=100)
     with console.capture() as capture:
         console.print(summary_table(given))

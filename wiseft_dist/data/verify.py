@@ -20,7 +20,7 @@ from wiseft_dist.data.decode import DecodeError, decode
 from wiseft_dist.data.manifest import listed_shards
 from wiseft_dist.data.tar import TarError, members, split_name
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.progress import progress_bar
+from wiseft_dist.progress import BYTES, Rated, progress_bar
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def verify_shards(
     verify = partial(_verify_shard, target=tuple(target), num_classes=num_classes)
     verified: dict[str, _Verified] = {}
     context = multiprocessing.get_context("spawn")
-    bar_of_shards = progress_bar(f"verifying {pattern}", total=len(listed), unit="shards")
+    rated = Rated(BYTES, sum(shard.num_bytes for shard in listed) / len(listed))
+    bar_of_shards = progress_bar(f"verifying {pattern}", total=len(listed), unit="shards", rated=rated)
     try:
         with bar_of_shards as bar, ProcessPoolExecutor(min(num_workers, len(listed)), mp_context=context) as pool:
             for shard, result in _side_by_side(pool, verify, listed, 2 * num_workers):

@@ -63,6 +63,7 @@ def choose_soup(config: RunConfig, run: Run) -> None:
     with (
         tracking(config, run, "merge", job="soup") as tracker,
         open_models(config, run, ingredients=candidates) as models,
+        progress_bar("choosing the soup", total=2 * len(candidates) - 1, unit="trials") as bar,
     ):
         soup = _Soup(load_module(config, run, device_of(discover_ranks())), models)
         score = _scorer(config, run, soup, num_held_out)
@@ -74,6 +75,7 @@ def choose_soup(config: RunConfig, run: Run) -> None:
             found = score(f"trying {_label(ingredients)}")
             trials.add(ingredients, found)
             tracker.event("tried", models=[trials.names[number] for number in ingredients], accuracy=found)
+            bar.advance()
             return found
 
         chosen = greedy(candidates, accuracy)

@@ -7,7 +7,6 @@ once, one after the other, or again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -49,17 +48,14 @@ class Reader:
         Raises:
             RunError: if a part cannot be read, or too many samples are damaged; earlier parts are committed.
         """
-        for dataset, of_dataset in groupby(self.left(parts), key=lambda part: part.dataset):
-            group = list(of_dataset)
-            num_samples = sum(part.num_samples for part in group)
-            with self._bar(dataset, num_samples) as bar:
-                for part in group:
-                    self._score_part(part, score, bar)
-
-    def _bar(self, dataset: str, num_samples: int) -> AbstractContextManager[Bar]:
-        if not self.is_main:
-            return nullcontext(Bar(None, None))
-        return progress_bar(f"evaluating {dataset}", total=num_samples, unit="images")
+        groups = [list(group) for _, group in groupby(self.left(parts), key=lambda part: part.dataset)]
+        with progress_bar("evaluating", total=len(groups), unit="datasets", is_main=self.is_main) as datasets:
+            for group in groups:
+                num_samples = sum(part.num_samples for part in group)
+                with progress_bar(group[0].dataset, total=num_samples, unit="images", is_main=self.is_main) as bar:
+                    for part in group:
+                        self._score_part(part, score, bar)
+                datasets.advance()
 
     def _score_part(self, part: Part, score: Score, bar: Bar) -> None:
         missing = self.store.missing(part.dataset, self.members, part)

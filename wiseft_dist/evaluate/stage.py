@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
 import torch
@@ -18,9 +19,10 @@ from wiseft_dist.evaluate.reader import Reader, Score
 from wiseft_dist.evaluate.scoring import layers_of, load_module, open_test_set_of_run, score_part
 from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
+from wiseft_dist.progress import progress_bar
 from wiseft_dist.ranks import Ranks, discover_ranks
 from wiseft_dist.run import Run, refuse_damaged
-from wiseft_dist.tracking import Tracker
+from wiseft_dist.tracking import Tracker, tracking
 from wiseft_dist.weights.finetuned import open_models
 
 
@@ -43,12 +45,17 @@ def evaluate(config: RunConfig, run: Run, *, dataset: str | None = None, job: st
 def read(config: RunConfig, run: Run, ranks: Ranks, *, dataset: str | None = None, job: str | None = None) -> None:
     """What one process of :func:`evaluate` does."""
     parts = parts_of_reader(config, run, ranks, dataset=dataset, job=job)
-    tracker = Tracker(run, "evaluate")  # no mirror: what there is to show, the report knows
-    store, max_bad = CellStore.of_run(config, run), config.evaluate.max_bad_samples
-    reader = Reader(store, members_of(config), max_bad, tracker, ranks.is_main)
-    if reader.left(parts):
+    store, members = CellStore.of_run(config, run), members_of(config)
+    if store.left(parts, members):
         use_cores(num_processes=ranks.local_world_size)
-        reader.score(parts, _load_scorer(config, run, device_of(ranks)))
+        with _tracker(config, run, ranks, job or "") as tracker:
+            reader = Reader(store, members, config.evaluate.max_bad_samples, tracker, ranks.is_main)
+            reader.score(parts, _load_scorer(config, run, device_of(ranks)))
+
+
+def _tracker(config: RunConfig, run: Run, ranks: Ranks, job: str) -> AbstractContextManager[Tracker]:
+    """The events of all ranks of a job are one W&B run's, which the first of them shows."""
+    return tracking(config, run, "evaluate", job=job) if ranks.is_main else nullcontext(Tracker(run, "evaluate", job))
 
 
 def parts_of_reader(
@@ -87,7 +94,7 @@ def _load_ensemble(config: RunConfig, run: Run, device: torch.device) -> Ensembl
     """theta_0 from the run, theta_1 straight from the sharded checkpoint. What was not trained is held once."""
     refuse_damaged(run.finished_checkpoint())
     module, method = load_module(config, run, device), make_method(config.merge)
-    with open_models(config, run) as models:
+    with progress_bar("loading models"), open_models(config, run) as models:
         # Statistics are those of the whole model, of which the module is only what classifies images.
         others = [name for name in models.records if models.is_mixed(name)] if method.num_passes else []
         load = partial(load_weights, module=module, device=device, others=others)

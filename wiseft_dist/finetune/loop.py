@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,10 @@ from wiseft_dist.finetune.schedule import learning_rate
 from wiseft_dist.finetune.stopping import StopRequest
 from wiseft_dist.finetune.validation import Validator
 from wiseft_dist.finetune.watchdog import Doing, Watchdog
-from wiseft_dist.progress import progress_bar
+from wiseft_dist.progress import Bar, Rated, progress_bar
 from wiseft_dist.ranks import Ranks
 from wiseft_dist.tracking import Tracker
+from wiseft_dist.tracking.system import SystemSampler
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class Loop:
     mixing: Mixing | None = None
     tracker: Tracker | None = None
     """On the rank that writes."""
+    system: SystemSampler | None = None
+    """Of that rank's machine."""
 
     def run(self, batches: Iterator[Batch], *, first_step: int) -> None:
         """Train from ``first_step`` to the last step and save the final state.
@@ -79,8 +82,7 @@ class Loop:
         told = 0
         if self.checkpointer.unread is not None:
             self.meter.restore(self.checkpointer.unread)
-        with stop, self.watchdog, progress_bar("fine-tuning", total=self.total_steps, unit="steps") as bar:
-            bar.update(completed=first_step)
+        with stop, self.watchdog, self._bar(first_step) as bar:
             for finished in range(first_step + 1, self.total_steps + 1):
                 with self._phase("data", finished):
                     batch = next(batches)
@@ -91,7 +93,8 @@ class Loop:
                 told, asked = agreement.exchange(stop.told, self.checkpointer.asks_by_clock())
                 if self._is_last(finished) or finished % self.config.log_every == 0:
                     values = self._log(finished)
-                    bar.update(completed=finished, note=f"loss {values.get('loss', math.nan):.3f}")
+                    bar.update(note=f"{self._epoch(finished)}, loss {values.get('loss', math.nan):.3f}")
+                bar.advance()
                 metrics = self._validate(finished)
                 self._save(finished, metrics, asked=bool(told or asked))
                 if told:
@@ -100,6 +103,21 @@ class Loop:
             self._conclude()
         if told and not self._is_last(finished):
             stop.hand_over(told)
+
+    def _bar(self, first_step: int) -> AbstractContextManager[Bar]:
+        return progress_bar(
+            "fine-tuning",
+            total=self.total_steps,
+            unit="steps",
+            completed=first_step,
+            rated=Rated("samples", self.config.global_batch_size),
+            is_main=self.ranks.is_main,
+        )
+
+    def _epoch(self, finished: int) -> str:
+        """``epoch 2 of 5``."""
+        size, epoch_size = self.config.global_batch_size, self.account.num_samples
+        return f"epoch {-(-finished * size // epoch_size)} of {-(-self.total_steps * size // epoch_size)}"
 
     def _is_last(self, finished: int) -> bool:
         return finished == self.total_steps
@@ -180,7 +198,7 @@ class Loop:
                 "finetune.optimizer.lr."
             )
         if self.tracker is not None:
-            self.tracker.metrics(values, step=finished)
+            self.tracker.metrics(values | (self.system.sample() if self.system is not None else {}), step=finished)
         return values
 
     def _validate(self, finished: int) -> dict[str, float] | None:

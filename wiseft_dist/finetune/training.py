@@ -31,6 +31,7 @@ from wiseft_dist.models.short_texts import WIDTH_STEP, reads_short_texts
 from wiseft_dist.ranks import Ranks
 from wiseft_dist.run import Run, commit_digest, identity
 from wiseft_dist.tracking import Tracker
+from wiseft_dist.tracking.system import SystemSampler
 
 CONTEXT_LENGTH = 77
 """Tokens of a text, where a model's configuration does not say."""
@@ -123,6 +124,7 @@ def train(config: RunConfig, run: Run, ranks: Ranks, tracker: Tracker | None) ->
         timeout_minutes=config.distributed.timeout_minutes,
         mixing=_make_mixing(config, run, recipe),
         tracker=tracker,
+        system=None if tracker is None else SystemSampler(),
     ).run(data.batches(first_step), first_step=first_step)
     if tracker is not None:
         tracker.event("finished", step=steps)

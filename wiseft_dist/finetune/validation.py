@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ from wiseft_dist.distributed import together
 from wiseft_dist.errors import RunError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.recipes import Recipe, Scorer
+from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -118,18 +120,26 @@ class Validator:
         score = self.recipe.scorer(self.engine.forward, self.zero_shot, device=self.engine.device)
         sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         bad: list[BadSample] = []
-        for batch, shares in self._rounds(batches):
-            bad += [entry for share in shares for entry in share.bad]
-            if bad:
-                refuse_more(bad, bad[-1], self.max_bad)
-            if batch is not None and len(batch):
-                correct, loss = self._score(score, batch.images, batch.targets)
-                sums += torch.stack([correct.double(), loss.double(), torch.full_like(sums[0], len(batch))])
-            elif form := next((share.form for share in shares if share.form), None):
-                self._score(score, *form.zeros())
+        with self._bar() as bar:
+            for batch, shares in self._rounds(batches):
+                bad += [entry for share in shares for entry in share.bad]
+                if bad:
+                    refuse_more(bad, bad[-1], self.max_bad)
+                if batch is not None and len(batch):
+                    correct, loss = self._score(score, batch.images, batch.targets)
+                    sums += torch.stack([correct.double(), loss.double(), torch.full_like(sums[0], len(batch))])
+                    bar.advance(len(batch))
+                elif form := next((share.form for share in shares if share.form), None):
+                    self._score(score, *form.zeros())
         dist.all_reduce(sums)
         self._check(int(sums[2].item()), len(bad))
         return sums
+
+    def _bar(self) -> AbstractContextManager[Bar]:
+        """Over this rank's images: the ranks have about as many each."""
+        assert self.stream is not None
+        own = math.ceil(self.stream.num_samples / self.ranks.world_size)
+        return progress_bar("validating", total=own, unit="images", is_main=self.ranks.is_main)
 
     def _rounds(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch | None, list[_Share]]]:
         """This rank's batches, then nothing until every rank has had its last; beside each, what all ranks have."""

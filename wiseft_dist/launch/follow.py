@@ -30,6 +30,8 @@ SHORT_SECONDS = 5.0
 """How long the words of a job that Slurm ended are waited for; those of one that ended by itself can come later."""
 PROGRESS_SECONDS = 60.0
 """Between two lines of progress where there is no bar."""
+NOTE_SECONDS = 5.0
+"""Between two looks at a stage where there is one: on a large run each takes a while."""
 MAX_NAMED = 12
 """Jobs that are named one by one."""
 SILENCE_SECONDS = 15 * 60.0
@@ -205,7 +207,7 @@ class _Watch:
     _started: dict[str, float] = field(default_factory=dict)
     _seen: dict[str, JobState] = field(default_factory=dict)
     """What was last known of each job."""
-    _bar: Bar = field(default_factory=lambda: Bar(None, None))
+    _bar: Bar = field(default_factory=Bar)
     _first_byte: int = 0
     """Of the events that are not from before."""
     _told: float = field(default_factory=time.monotonic)
@@ -220,7 +222,8 @@ class _Watch:
     def stages(self, steps: Sequence[Step]) -> Iterator[None]:
         """Show a bar over the jobs of these steps while they are watched."""
         num_jobs = sum(len(step.jobs) for step in steps)
-        with progress_bar(" → ".join(step.stage for step in steps), total=num_jobs, unit="jobs") as bar:
+        title = " → ".join(step.stage for step in steps)
+        with progress_bar(title, total=num_jobs, unit="jobs", tells_lines=False) as bar:
             self._bar = bar
             yield
 
@@ -239,6 +242,7 @@ class _Watch:
                 self._settle(item, state)
                 self.open.remove(item)
                 self._bar.advance()
+                self._bar.update(note="")
                 seconds = time.monotonic() - self._started[item.job.name]
                 _say(f"{item.job.name}: done ({seconds:.0f} s)")
         self._tell_progress()
@@ -279,13 +283,15 @@ class _Watch:
 
     def _tell_progress(self) -> None:
         """Under the bar, or a line now and then."""
+        seconds = NOTE_SECONDS if self._bar.is_visible else PROGRESS_SECONDS
+        if not self.open or time.monotonic() - self._told <= seconds:
+            return
+        self._told = time.monotonic()
+        line = progress_line(self.config, self.run, self._stage())
         if self._bar.is_visible:
-            self._bar.update(note=progress_line(self.config, self.run, self._stage(), briefly=True))
-        elif self.open and time.monotonic() - self._told > PROGRESS_SECONDS:
-            self._told = time.monotonic()
-            line = progress_line(self.config, self.run, self._stage())
-            if line:
-                _say(line)
+            self._bar.update(note=line)
+        elif line:
+            _say(line)
 
     def _stage(self) -> str:
         return self.open[0].job.stage if self.open else ""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from wiseft_dist.node_checks import check_here
 from wiseft_dist.pipeline import execute
 from wiseft_dist.ranks import discover_launcher, discover_ranks
 from wiseft_dist.run import Run
+from wiseft_dist.tracking import append_event
 
 LONGEST_GRACE_SECONDS = 600.0
 """More than Slurm gives to a job that it ends."""
@@ -51,7 +53,9 @@ class StageJob:
             check_machine(config, self.run, self.stage)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Called by submitit before a time limit or a preemption: come back as the same job."""
+        """Called by submitit on the first rank before a time limit or a preemption: come back as the same job."""
+        with suppress(OSError):  # nothing must keep the job from being requeued
+            append_event(self.run.events_file, stage=self.stage, event="preempting", job=self.part)
         return submitit.helpers.DelayedSubmission(self)
 
 

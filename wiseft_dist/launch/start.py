@@ -205,16 +205,16 @@ def left_of(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list
 
 def print_summary(run: Run) -> None:
     """The table that ends a run, or where its weights are if nothing was evaluated."""
-    from rich.console import Console
-
     config = run.load_config()
     if not datasets_to_evaluate(config, run):
         print(f"Weights: {run.merged}")
         return
     from wiseft_dist.report.results import read_statistics
     from wiseft_dist.report.table import summary_table
+    from wiseft_dist.terminal import table_console
 
-    Console(soft_wrap=True).print(summary_table(read_statistics(run.statistics_file)))
+    console = table_console()
+    console.print(summary_table(read_statistics(run.statistics_file), console.width))
     print(f"Results: {run.results_file}\nReport:  {run.report / 'index.html'}")
 
 

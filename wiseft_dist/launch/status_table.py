@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from wiseft_dist.launch.outcomes import Outcome
 from wiseft_dist.launch.pace import WORTH_SAYING_PERCENT, Training
-from wiseft_dist.launch.progress_line import amount, duration, time_left
+from wiseft_dist.launch.progress_line import amount, time_left
 from wiseft_dist.launch.status_records import NOT_STARTED, JobStatus, LastError, RunStatus, StageStatus
 from wiseft_dist.printable import printable
+from wiseft_dist.progress import duration
 
 WIDTH = 100
 MARGIN = 12

@@ -19,7 +19,7 @@ from wiseft_dist.merge.stage import TIMEOUT_MINUTES, write_models
 from wiseft_dist.merge.verify import verify
 from wiseft_dist.merge.writer import Written
 from wiseft_dist.models.files import HEAD_PREFIX
-from wiseft_dist.progress import progress_bar
+from wiseft_dist.progress import BYTES, progress_bar
 from wiseft_dist.ranks import discover_ranks
 from wiseft_dist.run import COMMIT_FILE, alpha_name
 from wiseft_dist.weights.fisher import open_fisher
@@ -144,8 +144,8 @@ def verify_models(folder: Path) -> tuple[list[Path], int]:
     if not models:
         raise UserError(f"{folder}: neither a written model nor a folder of such; there is no {COMMIT_FILE}.")
     total = sum(path.stat().st_size for model in models for path in model.rglob("*") if path.is_file())
-    with progress_bar("verifying", total=total / 2**20, unit="MiB") as bar:
-        return models, sum(verify(model, on_progress=lambda count: bar.advance(count / 2**20)) for model in models)
+    with progress_bar("verifying", total=total, unit=BYTES) as bar:
+        return models, sum(verify(model, on_progress=bar.advance) for model in models)
 
 
 def _missing(folders: dict[float, Path], request: str) -> dict[float, Path]:

@@ -28,7 +28,7 @@ from wiseft_dist.merge.ranks import RankGroup
 from wiseft_dist.merge.share import Done, Work, do_share
 from wiseft_dist.merge.staging import Staging, opened, staging_of
 from wiseft_dist.merge.statistics import take_statistics_together
-from wiseft_dist.progress import Bar, progress_bar
+from wiseft_dist.progress import BYTES, progress_bar
 from wiseft_dist.weights.pairing import Models
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,20 +125,9 @@ def _begin(
 
 def _do_share(work: Work, group: RankGroup, num_threads: int) -> Done:
     total = sum(chunk.stop - chunk.start for chunk in work.chunks) * len(work.alphas) / group.world_size
-    began, written = time.perf_counter(), 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal written
-        written += num_bytes
-        bar.advance(num_bytes / 2**20)
-        bar.update(note=f"{written / (time.perf_counter() - began) / 1e9:.2f} GB/s")
-
-    with ExitStack() as stack:
-        bar = Bar(None, None)
-        if group.is_main:
-            bar = stack.enter_context(progress_bar("merging", total=total / 2**20, unit="MiB"))
+    with progress_bar("merging", total=total, unit=BYTES, is_main=group.is_main) as bar:
         return do_share(
-            work, rank=group.rank, world_size=group.world_size, num_threads=num_threads, on_progress=advance
+            work, rank=group.rank, world_size=group.world_size, num_threads=num_threads, on_progress=bar.advance
         )
 
 

@@ -24,6 +24,7 @@ from wiseft_dist.config import ModelConfig
 from wiseft_dist.data.transforms import Preprocess
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.files import CONFIG_FILE, WEIGHTS_FILE
+from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import digest
 
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -96,7 +97,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
         UserError: if the file is damaged, is not a checkpoint, or belongs to another architecture.
     """
     try:
-        open_clip.load_checkpoint(model, str(path), strict=True)
+        with progress_bar(f"loading {path.name}"):
+            open_clip.load_checkpoint(model, str(path), strict=True)
     except Exception as error:  # safetensors, zip, pickle and torch each have their own
         raise UserError(f"{path}: cannot be loaded as weights of this architecture: {_reason(error)}") from error
 

@@ -46,8 +46,25 @@ def read_statistics(file: Path) -> Statistics:
         RunError: if there is none, or it is of another version.
     """
     try:
-        content = _read(Statistics, json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error}): write the report again with `wiseft report`.") from error
+    return parse_statistics(text, str(file))
+
+
+def parse_statistics(text: str, file: str) -> Statistics:
+    """The same from the file's text.
+
+    Args:
+        text: Its content.
+        file: Its name, for errors.
+
+    Raises:
+        RunError: if it is no such text, or of another version.
+    """
+    try:
+        content = _read(Statistics, json.loads(text))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(f"{file} cannot be read ({error}): write the report again with `wiseft report`.") from error
     assert isinstance(content, Statistics)
     return content

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,11 +19,12 @@ from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statisti
 from wiseft_dist.printable import printable
 from wiseft_dist.report.rows import COLUMNS, rows_of
 from wiseft_dist.run import write_atomically
+from wiseft_dist.terminal import TABLE_WIDTH, shortened
 
-WIDTH = 100
-"""Characters of a table: one with more datasets goes on in the next."""
 MAX_TITLE = 36
-"""Characters of a model's name in a table; of a longer one the end is shown, which tells files apart."""
+"""Columns of a model's name in a table; of a longer one the end is shown, which tells files apart."""
+MAX_DATASET = 40
+"""Columns of a dataset's name; of a longer one the middle is left out."""
 
 
 def write_results(evaluation: Evaluation) -> dict[str, Statistics]:
@@ -47,11 +49,14 @@ def write_results(evaluation: Evaluation) -> dict[str, Statistics]:
 
 
 def tables(evaluation: Evaluation, found: Mapping[str, Statistics]) -> list[Table]:
-    """Primary metrics in percent: a line for each model and alpha, a column for each dataset."""
-    columns = _columns(next(iter(found.values())))
+    """Primary metrics in percent: a line for each model and alpha, a column for each dataset.
+
+    None is wider than 100 columns: one with more datasets goes on in the next.
+    """
+    columns = [shortened(printable(name), MAX_DATASET) for name in _columns(next(iter(found.values())))]
     lines = [line for each in evaluation.scored for line in _lines(each, found[each.sources.title])]
-    widths = [max(len(name), *(len(line.values[index]) for line in lines)) for index, name in enumerate(columns)]
-    return [_table(columns, lines, chosen) for chosen in _pieces(widths, WIDTH - MAX_TITLE - 10)]
+    widths = [max(cell_len(name), *(len(line.values[index]) for line in lines)) for index, name in enumerate(columns)]
+    return [_table(columns, lines, chosen) for chosen in _pieces(widths, TABLE_WIDTH - MAX_TITLE - 10)]
 
 
 def _csv(found: Mapping[str, Statistics]) -> str:
@@ -107,8 +112,7 @@ class _Line:
 
 
 def _lines(scored: Scored, statistics: Statistics) -> Iterator[_Line]:
-    title = printable(scored.sources.title)
-    short = title if len(title) <= MAX_TITLE else "…" + title[1 - MAX_TITLE :]
+    short = shortened(printable(scored.sources.title), MAX_TITLE, at=0)
     for alpha in statistics.alphas:
         names = (str(statistics.reference), *statistics.shifts)
         reference, *shifts = (statistics.datasets[name].at(alpha).value for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ def has_both(statistics: Statistics) -> bool:
     return statistics.reference is not None and bool(statistics.shifts)
 
 
+def ends_and_chosen(statistics: Statistics) -> dict[str, float]:
+    """The alphas that most tables compare: both ends and the one to report, as far as they were evaluated."""
+    chosen = statistics.chosen
+    ends = {"zero-shot": 0.0, "fine-tuned": 1.0}
+    named = {f"{name}, chosen" if alpha == chosen else name: alpha for name, alpha in ends.items()}
+    if chosen is not None and chosen not in ends.values():
+        named["chosen"] = chosen
+    return {
+        name: alpha for name, alpha in sorted(named.items(), key=lambda item: item[1]) if alpha in statistics.alphas
+    }
+
+
 def metric_name(dataset: DatasetStatistics) -> str:
     """``top-1``, ``macro F1``; of a dataset whose groups have a name, such as region, ``worst region``."""
     if dataset.metric == "worst_group" and dataset.group:
@@ -41,6 +54,11 @@ def column_name(statistics: Statistics, name: str) -> str:
     """The dataset, and its metric where that is not top-1: ``fmow (worst region)``."""
     dataset = statistics.datasets[name]
     return name if dataset.metric == "top1" else f"{name} ({metric_name(dataset)})"
+
+
+def class_name(classnames: Sequence[str], label: int) -> str:
+    """The class's name; where it has none, its number."""
+    return classnames[label] if 0 <= label < len(classnames) else f"class {label}"
 
 
 def is_all_top1(statistics: Statistics) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import braceexpand
 
 from wiseft_dist.errors import UserError
+from wiseft_dist.progress import progress_bar
 from wiseft_dist.storage.faults import is_forbidden, persist
 from wiseft_dist.storage.objects import StoredObject, describe, stat
 from wiseft_dist.storage.reading import read_text
@@ -62,7 +63,8 @@ def list_folder(folder: str, *, suffix: str = "") -> list[StoredObject]:
 
     folder = folder.rstrip("/")
     store, prefix = open_store(f"{folder}/")
-    listing = persist(folder, lambda: obstore.list_with_delimiter(store, prefix=prefix or None)["objects"])
+    with progress_bar(f"listing {folder}"):
+        listing = persist(folder, lambda: obstore.list_with_delimiter(store, prefix=prefix or None)["objects"])
     return _described(folder, (meta for meta in listing if meta["path"].endswith(suffix)))
 
 
@@ -71,7 +73,8 @@ def list_tree(folder: str) -> list[StoredObject]:
     import obstore
 
     store, prefix = open_store(f"{folder}/")
-    return _described(folder, persist(folder, lambda: obstore.list(store, prefix=prefix or None).collect()))
+    with progress_bar(f"listing {folder}"):
+        return _described(folder, persist(folder, lambda: obstore.list(store, prefix=prefix or None).collect()))
 
 
 def _in_order(pattern: str, shards: dict[str, Any]) -> list[Any]:
@@ -161,9 +164,19 @@ def _look_up(urls: list[str]) -> list[StoredObject]:
                 raise
             one_by_one += named  # many a public bucket may be read but not listed
     if one_by_one:
-        with ThreadPool(min(LOOKING_THREADS, len(one_by_one))) as pool:
-            known |= zip(one_by_one, pool.map(stat, one_by_one), strict=True)
+        known |= _ask(one_by_one)
     return _pick(urls, known)
+
+
+def _ask(urls: list[str]) -> dict[str, StoredObject | None]:
+    """Each by itself."""
+    bar_of_shards = progress_bar("looking for shards", total=len(urls), unit="shards")
+    with bar_of_shards as bar, ThreadPool(min(LOOKING_THREADS, len(urls))) as pool:
+        found = {}
+        for url, stored in zip(urls, pool.imap(stat, urls), strict=True):
+            found[url] = stored
+            bar.advance()
+    return found
 
 
 def _pick(urls: list[str], known: dict[str, StoredObject | None]) -> list[StoredObject]:

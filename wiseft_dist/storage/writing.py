@@ -10,6 +10,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.progress import BYTES, progress_bar
 from wiseft_dist.storage.faults import persist
 from wiseft_dist.storage.objects import stat
 from wiseft_dist.storage.stores import open_store
@@ -87,10 +88,14 @@ def upload_folder(folder: Path, url: str, *, last: str) -> None:
     if last not in names:
         raise UserError(f"{folder}: {last}, which is to be uploaded last, is not there.")
     others = [name for name in names if name != last]
-    if others:
-        with ThreadPool(min(FILES_AT_A_TIME, len(others))) as pool:
-            pool.map(lambda name: _copy(folder / name, join(url, name)), others, chunksize=1)
-    _copy(folder / last, join(url, last))
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    with progress_bar(f"uploading {folder.name}", total=sum(sizes.values()), unit=BYTES) as bar:
+        if others:
+            with ThreadPool(min(FILES_AT_A_TIME, len(others))) as pool:
+                copied = pool.imap(lambda name: _copy(folder / name, join(url, name)), others)
+                for name, _ in zip(others, copied, strict=True):
+                    bar.advance(sizes[name])
+        _copy(folder / last, join(url, last))
 
 
 def _copy(path: Path, url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,18 @@ def _ends_in_newline(handle: FileIO) -> bool:
 
 def read_events(run: Run) -> list[dict[str, Any]]:
     """Every event so far, oldest first; lines that are torn or still being written are left out."""
+    return list(each_event(run))
+
+
+def each_event(run: Run) -> Iterator[dict[str, Any]]:
+    """The same one after the other: a long run has more of them than should be in memory at once."""
     if not run.events_file.is_file():
-        return []
-    lines = run.events_file.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [event for line in lines if (event := _parsed(line)) is not None]
+        return
+    with run.events_file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for line in lines:
+            event = _parsed(line)
+            if event is not None:
+                yield event
 
 
 def read_events_from(run: Run, offset: int) -> list[dict[str, Any]]:
@@ -57,6 +66,29 @@ def read_events_from(run: Run, offset: int) -> list[dict[str, Any]]:
     if start:
         lines = lines[1:]  # empty where the byte before was the end of a line
     return [event for line in lines if (event := _parsed(line)) is not None]
+
+
+class Tail:
+    """Reads a run's events piece by piece, from the first on, while others append to them."""
+
+    def __init__(self, run: Run) -> None:
+        self._file, self._offset, self._torn = run.events_file, 0, b""
+
+    def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Every event since the last call, each with the byte at which its line begins; of half a line, nothing yet."""
+        try:
+            with self._file.open("rb") as handle:
+                handle.seek(self._offset)
+                new = handle.read()
+        except FileNotFoundError:
+            return
+        begin = self._offset - len(self._torn)
+        self._offset += len(new)
+        *lines, self._torn = (self._torn + new).split(b"\n")
+        for line in lines:
+            if (event := _parsed(line.decode(errors="replace"))) is not None:
+                yield begin, event
+            begin += len(line) + 1
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

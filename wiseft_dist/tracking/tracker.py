@@ -1,67 +1,68 @@
-"""What happened, and when: ``events.jsonl`` is the truth, Weights & Biases mirrors it."""
+"""How a stage tells what happens: events, and nothing else. W&B is shown them by another process."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from wiseft_dist.config import RunConfig, WandbConfig
-from wiseft_dist.run import Run, digest
+from wiseft_dist.run import Run
 from wiseft_dist.tracking.events import append_event
 
 
 class Tracker:
-    """Appends events of one stage to the run's ``events.jsonl`` and mirrors metrics to W&B."""
+    """Appends events of one stage (or job of it) to the run's ``events.jsonl``.
 
-    def __init__(self, run: Run, stage: str, mirror: Any = None) -> None:
-        self._file, self._stage, self._mirror = run.events_file, stage, mirror
+    Args:
+        run: The run.
+        stage: The events' stage.
+        job: Which job of it, where there are several: ``1-of-3``.
+    """
+
+    def __init__(self, run: Run, stage: str, job: str = "") -> None:
+        self._file = run.events_file
+        self._of: dict[str, Any] = {"stage": stage} | ({"job": job} if job else {})
 
     def event(self, name: str, **values: Any) -> None:
         """Record that something happened: ``started``, ``finished``, ``failed``."""
-        append_event(self._file, stage=self._stage, event=name, **values)
+        append_event(self._file, **self._of, event=name, **values)
 
     def metrics(self, values: dict[str, float], **at: float) -> None:
         """Record numbers at a place on their axis: ``step=10`` or ``alpha=0.5``."""
-        append_event(self._file, stage=self._stage, event="metrics", **at, **values)
-        if self._mirror is not None:
-            self._mirror.log({f"{self._stage}/{key}": value for key, value in values.items()} | at)
+        self.event("metrics", **at, **values)
 
     def summary(self, values: dict[str, float]) -> None:
         """Record final numbers."""
-        append_event(self._file, stage=self._stage, event="summary", **values)
-        if self._mirror is not None:
-            self._mirror.summary.update(values)
-
-    def image(self, name: str, path: Path) -> None:
-        """Show a picture in W&B; the file itself stays where it is."""
-        if self._mirror is not None:
-            import wandb
-
-            self._mirror.log({name: wandb.Image(str(path))})
+        self.event("summary", **values)
 
 
 @contextmanager
 def tracking(config: RunConfig, run: Run, stage: str, *, job: str = "") -> Iterator[Tracker]:
-    """A tracker for a stage, for the one process that writes; ``job`` tells parallel jobs of a stage apart."""
+    """A tracker for a stage, for the one process that writes; while it is entered, W&B is shown what is told.
+
+    Whatever is wrong with W&B is said once and stops nothing. The end waits for it ``wandb.finish_seconds`` at most.
+
+    Args:
+        config: The run's.
+        run: The run.
+        stage: The stage.
+        job: Tells parallel jobs of a stage apart.
+    """
+    mirror = _start_mirror(config, run, stage, job)
     try:
-        mirror = _start_mirror(config, run, stage, job)
-    except Exception as error:  # W&B is a mirror: whatever is wrong with it must not stop the work
-        append_event(run.events_file, stage=stage, event="warning", warning=f"W&B did not start: {error}")
-        print(f"wiseft: W&B did not start, the run goes on without it: {error}", file=sys.stderr)
-        mirror = None
-    tracker = Tracker(run, stage, mirror)
-    try:
-        yield tracker
-    except BaseException:
+        yield Tracker(run, stage, job)
+    except (KeyboardInterrupt, SystemExit):
         if mirror is not None:
-            mirror.finish(exit_code=1)
+            mirror.end("stopped")
+        raise
+    except BaseException as error:
+        if mirror is not None:
+            mirror.end("failed", error)
         raise
     if mirror is not None:
-        mirror.finish()
+        mirror.end("finished")
 
 
 def wandb_mode(config: WandbConfig) -> str:
@@ -75,23 +76,10 @@ def _start_mirror(config: RunConfig, run: Run, stage: str, job: str) -> Any:
     mode: Any = wandb_mode(config.wandb)
     if mode == "disabled":
         return None
-    import wandb
+    from wiseft_dist.tracking.mirror_process import MirrorProcess, warn
 
-    # The id comes from the run directory, so a requeued job goes on in the same W&B run.
-    identity = digest([str(run.path), stage, job])
-    mirror = wandb.init(
-        project=config.wandb.project,
-        entity=config.wandb.entity,
-        mode=mode,
-        id=identity,
-        resume="allow" if mode == "online" else None,
-        name="-".join(filter(None, [run.path.name, stage, job])),
-        group=run.path.name,
-        job_type=stage,
-        dir=str(run.path),
-        config=config.model_dump(mode="json", exclude={"output", "launch"}),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_meta=True),
-    )
-    mirror.define_metric("finetune/*", step_metric="step")
-    mirror.define_metric("report/*", step_metric="alpha")
-    return mirror
+    try:
+        return MirrorProcess(run, stage, job, mode=mode, finish_seconds=config.wandb.finish_seconds)
+    except OSError as error:  # no memory or no process left for it
+        warn(run, stage, job, str(error))
+        return None

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from wiseft_dist.errors import UserError
-from wiseft_dist.progress import progress_bar
+from wiseft_dist.progress import BYTES, progress_bar
 from wiseft_dist.run import COMMIT_FILE, read_commit, sha256_file
 from wiseft_dist.weights.records import Weights
 
@@ -21,11 +21,11 @@ def check_sources(weights: Weights) -> int:
         UserError: naming the first file that differs.
     """
     files = [file for file in weights.files() if isinstance(file, Path)]
-    with progress_bar("checking sources", total=sum(file.stat().st_size for file in files) / 2**20, unit="MiB") as bar:
+    with progress_bar("checking sources", total=sum(file.stat().st_size for file in files), unit=BYTES) as bar:
         checked = 0
         for file in files:
             checked += _check(file)
-            bar.advance(file.stat().st_size / 2**20)
+            bar.advance(file.stat().st_size)
     return checked
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EVALUATION_CODE_VERSION = 1
 """Raised when the same weights on the same data give other numbers than before."""
-REPORT_CODE_VERSION = 1
+REPORT_CODE_VERSION = 2
 """Raised when the same cells lead to another report than before."""
 METHOD_SETTINGS = ("method", "layers", "lines", "density", "seed")
 """Of ``merge``: what decides the weights of an ensemble, beside the models and alpha."""
@@ -180,11 +180,12 @@ class CellStore:
 
 
 def report_digest(config: RunConfig, store: CellStore, datasets: Iterable[str]) -> str:
-    """A report is current while this hash of its cells, of the roles and of what is known of the datasets stays."""
+    """A report is current while this hash stays: of its cells and settings, of roles, of what is known of datasets."""
     datasets = list(datasets)
     cells = [store.folder(name, member).name for name in datasets for member in members_of(config)]
     known = [_known(describe_dataset(name, config.data.datasets.get(name))) for name in datasets]
-    return digest([REPORT_CODE_VERSION, list(config.data.reference), list(config.data.shifts), cells, known])
+    settings = config.report.model_dump(mode="json")
+    return digest([REPORT_CODE_VERSION, list(config.data.reference), list(config.data.shifts), cells, known, settings])
 
 
 def _known(dataset: Dataset) -> list[Any]:

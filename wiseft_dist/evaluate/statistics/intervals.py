@@ -27,10 +27,10 @@ class Interval:
 
     low: float
     high: float
-    method: Literal["clopper_pearson", "bootstrap"]
-    """Exact for a proportion of independent samples, or percentiles of resamples."""
+    method: Literal["clopper_pearson", "bootstrap", "combined"]
+    """Exact for a proportion of independent samples, percentiles of resamples, or from the intervals of others."""
     num_resamples: int = 0
-    """How often the bootstrap drew; 0 for Clopper-Pearson."""
+    """How often the bootstrap drew; 0 for the others."""
     cluster: str | None = None
     """The metadata column whose values were drawn as a whole; ``None``: samples were drawn."""
     num_clusters: int | None = None

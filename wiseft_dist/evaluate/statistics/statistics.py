@@ -27,6 +27,7 @@ from wiseft_dist.evaluate.statistics.robustness import (
     published_fits,
 )
 from wiseft_dist.evaluate.statistics.selection import Choice, choose_alphas, oracle_of, reported_alpha
+from wiseft_dist.progress import progress_bar
 
 __all__ = [
     "AlphaStatistics",
@@ -122,9 +123,12 @@ def statistics(
     }
     axes = {s.name: _axis(s, sources, own_fits) for s in sources if s.role == "shift"}
     measured = {}
-    for source in sources:
-        keys = {axis.key for axis in axes.values() if axis is not None and axis.reference == source.name}
-        measured[source.name] = measure(source, members, axes=keys, seed=seed, num_resamples=num_resamples)
+    with progress_bar("computing statistics", total=len(sources), unit="datasets") as bar:
+        for source in sources:
+            bar.update(note=source.name)
+            keys = {axis.key for axis in axes.values() if axis is not None and axis.reference == source.name}
+            measured[source.name] = measure(source, members, axes=keys, seed=seed, num_resamples=num_resamples)
+            bar.advance()
     return _Run(tuple(m.alpha for m in members if m.space == "weight"), measured, own_fits, axes).statistics()
 
 

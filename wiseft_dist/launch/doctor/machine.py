@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import io
-import netrc
 import os
 import platform
 import resource
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from wiseft_dist.code_identity import PACKAGE, code_identity
 from wiseft_dist.config import RunConfig, WandbConfig
 from wiseft_dist.findings import Finding, Level
 from wiseft_dist.node_checks import check_clock, check_disk, check_gpus, list_gpus
 from wiseft_dist.ranks import node_name
-from wiseft_dist.storage.urls import without_secrets
 from wiseft_dist.tracking import wandb_mode
+from wiseft_dist.tracking.login import wandb_login
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "open_clip_torch", "webdataset", "submitit", "wandb", "obstore")
 PROBE_SECONDS = 120.0
@@ -31,7 +28,6 @@ PROBE_SECONDS = 120.0
 LEAST_SHARED_GIB = 1.0
 """A DataLoader's workers hand over their batches in /dev/shm."""
 LEAST_OPEN_FILES = 4096
-WANDB_SECONDS = 3.0
 UNLIMITED = 2**60
 """Bytes; cgroups write numbers near 2^63 where there is no limit."""
 
@@ -193,32 +189,36 @@ def _decoders() -> Iterator[tuple[str, Level, str]]:
 
 
 def check_wandb(config: RunConfig | None) -> Iterator[tuple[str, Level, str]]:
-    """Whether W&B can be written to; a key is looked for and never read out."""
-    mode = wandb_mode(config.wandb if config else WandbConfig())
-    address = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    shown, host = without_secrets(address), urlsplit(address).hostname or "api.wandb.ai"
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or _has_login(host)
-    text = f"mode {mode}, {'a' if has_key else 'no'} key"
-    if mode != "online":
-        yield "W&B", "ok", f"{text}; nothing is sent"
+    """Whether W&B can be written to, and why it is or is not; a key is looked for and never read out."""
+    settings = config.wandb if config else WandbConfig()
+    mode = wandb_mode(settings)
+    try:
+        login = wandb_login()
+    except ImportError as error:
+        level: Level = "ok" if mode == "disabled" else "warning"
+        yield "W&B", level, f"mode {mode} ({_reason(settings)}); the package wandb cannot be used ({error})"
         return
-    if not has_key:
+    text = f"mode {mode} ({_reason(settings)}), {'a' if login.has_key else 'no'} key"
+    if mode == "disabled":
+        yield "W&B", "ok", f"{text}; nothing is recorded for it, `wiseft sync RUN` can send a run later"
+    elif mode == "offline":
+        hint = "; wandb.mode=online uses the key" if login.has_key and settings.mode is None else ""
+        yield "W&B", "ok", f"{text}; nothing is sent, `wiseft sync RUN` sends it later{hint}"
+    elif not login.has_key:
         yield "W&B", "warning", f"{text}: `wandb login`, or set WANDB_API_KEY; runs go on without it"
-        return
-    try:
-        port = urlsplit(address).port or (80 if address.startswith("http://") else 443)
-        socket.create_connection((host, port), timeout=WANDB_SECONDS).close()
-    except (OSError, ValueError) as error:
-        yield "W&B", "warning", f"{text}; {shown} cannot be reached ({error}): set wandb.mode=offline here"
+    elif problem := login.unreachable():
+        yield "W&B", "warning", f"{text}; {login.shown} cannot be reached ({problem}): set wandb.mode=offline here"
     else:
-        yield "W&B", "ok", f"{text}; {shown} can be reached"
+        yield "W&B", "ok", f"{text}; {login.shown} can be reached"
 
 
-def _has_login(host: str) -> bool:
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _reason(config: WandbConfig) -> str:
+    """What decides on W&B's mode, as :func:`wandb_mode` does."""
+    if config.mode is not None:
+        return "wandb.mode"
+    if os.environ.get("WANDB_MODE"):
+        return "WANDB_MODE"
+    return f"{'' if os.environ.get('WANDB_API_KEY') else 'no '}WANDB_API_KEY"
 
 
 def check_places(config: RunConfig | None) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wiseft_dist.launch.sweep.directory import SOUP
@@ -10,6 +11,7 @@ from wiseft_dist.launch.sweep.names import short_keys, value_text
 from wiseft_dist.launch.sweep.results import Point, Results, Row
 from wiseft_dist.launch.sweep.states import NOT_STARTED
 from wiseft_dist.printable import printable
+from wiseft_dist.terminal import LIMITS, TABLE_WIDTH, fitting, shortened, table_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 TITLES = {"zero_shot": "zero-shot", "fixed": "alpha 0.5", "chosen": "on ID-val", "finetuned": "fine-tuned"}
 """Of the columns of accuracies."""
 NOTHING = "–"
-TABLE_WIDTH = 100
-"""Characters of a table in a file."""
+MAX_VALUE = 200
+"""Columns of a value where there is room."""
 CHOICE = (
     "Runs are in the order of ID-val, the held-out piece of the training set, at the alpha that is best there; the "
     "shifts choose neither a run nor an alpha. Beside it: reference / average of the shifts."
@@ -30,12 +32,8 @@ def show(results: Results, *, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(results.as_dict(), indent=1))
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)  # a file has no width of its own
-    console.print(results_table(results))
+    console = table_console()
+    console.print(results_table(results, console.width))
     print(summary(results))
 
 
@@ -54,8 +52,19 @@ def summary(results: Results) -> str:
     return "\n".join(lines)
 
 
-def results_table(results: Results) -> Table:
-    """A line a run; accuracies in percent."""
+def results_table(results: Results, width: int = TABLE_WIDTH) -> Table:
+    """A line a run; accuracies in percent.
+
+    Where that is wider than ``width`` columns, long values are shortened in the middle and states told in a word; for
+    more settings than find room even so stands the run's name.
+    """
+    roomy = [partial(_table, results, limit) for limit in (MAX_VALUE, *LIMITS[:-1])]
+    tight = [partial(_table, results, limit, is_tight=True) for limit in LIMITS[:-1]]
+    with_names = [partial(_table, results, limit, is_tight=True, with_name=True) for limit in LIMITS]
+    return fitting([*roomy, *tight, *with_names], width)
+
+
+def _table(results: Results, limit: int, *, is_tight: bool = False, with_name: bool = False) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -63,16 +72,18 @@ def results_table(results: Results) -> Table:
         title=f"Sweep of {len(results.sweep.members)} runs, in percent", pad_edge=False, collapse_padding=True
     )
     short = short_keys(results.sweep.keys)
-    for name in short.values():
-        table.add_column(escape(name), overflow="fold")
+    for name in ["run"] if with_name else short.values():
+        table.add_column(escape(shortened(name, limit)), no_wrap=True)
     for name in ("state", "ID-val", "alpha"):
-        table.add_column(name, justify="left" if name == "state" else "right")
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for title in TITLES.values():
         table.add_column(title, justify="right", no_wrap=True)
     for row in results.rows:
-        cells = [*_settings(row, list(short)), _state(row), _id_val(row, results), _alpha(row)]
-        points = [_pair((row.points or {}).get(name)) for name in TITLES]
-        table.add_row(*map(escape, [*cells, *points]), style="bold" if row is results.best else None)
+        settings = [printable(row.name)] if with_name else _settings(row, list(short))
+        cells = [*(shortened(each, limit) for each in settings), _state(row, in_a_word=is_tight)]
+        cells += [_id_val(row, results), _alpha(row)]
+        cells += [_pair((row.points or {}).get(name), "/" if is_tight else " / ") for name in TITLES]
+        table.add_row(*map(escape, cells), style="bold" if row is results.best else None)
     return table
 
 
@@ -82,9 +93,10 @@ def _settings(row: Row, keys: list[str]) -> list[str]:
     return [printable(value_text(row.settings[key])) for key in keys]
 
 
-def _state(row: Row) -> str:
+def _state(row: Row, *, in_a_word: bool) -> str:
     word = row.state.state.replace("_", " ")
-    return word if row.state.is_finished or not row.state.stage else f"{word} ({row.state.stage})"
+    has_stage = row.state.stage and not row.state.is_finished and not in_a_word
+    return printable(f"{word} ({row.state.stage})" if has_stage else word)
 
 
 def _id_val(row: Row, results: Results) -> str:
@@ -98,11 +110,11 @@ def _alpha(row: Row) -> str:
     return NOTHING if chosen is None else f"{chosen.alpha:g}"
 
 
-def _pair(point: Point | None) -> str:
+def _pair(point: Point | None, between: str) -> str:
     if point is None:
         return NOTHING
     known = [_percent(value) for value in (point.reference, point.shift_average) if value is not None]
-    return " / ".join(known) or NOTHING
+    return between.join(known) or NOTHING
 
 
 def _percent(fraction: float) -> str:

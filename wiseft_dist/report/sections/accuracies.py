@@ -5,23 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.page.section import Cell, Row, Section, ends_and_chosen, row, with_interval
-from wiseft_dist.report.table import choice, named_alphas
-from wiseft_dist.report.wording import NOTHING, column_name, metric_name, percent, points, shown_datasets
+from wiseft_dist.report.curves import MARKS, dataset_charts, trade_off
+from wiseft_dist.report.page.section import Cell, KeyNumbers, Row, Section
+from wiseft_dist.report.sections.numbers import (
+    alpha_cell,
+    percent_cell,
+    percent_row,
+    percent_with_interval,
+    points_cell,
+)
+from wiseft_dist.report.sections.selection import selection_sentence
+from wiseft_dist.report.table import named_alphas
+from wiseft_dist.report.wording import (
+    column_name,
+    ends_and_chosen,
+    has_both,
+    is_known,
+    metric_name,
+    points,
+    shown_datasets,
+)
 
+MAX_OBSERVATIONS = 12
+"""Sentences that are shown unasked; of many datasets there are too many to read."""
 INTERVALS = (
     "In percent, with 95 % intervals: Clopper-Pearson for proportions of independent samples, bootstrap for the rest."
 )
 
 
+def lead_sections(statistics: Statistics) -> Iterator[Section]:
+    """What is seen first: the paper's figure beside the numbers that matter, and the models worth naming."""
+    yield Section(
+        "The trade-off" if has_both(statistics) else "Accuracy over alpha",
+        charts=(trade_off(statistics),),
+        key_numbers=tuple(_key_numbers(statistics)),
+        note="In percent, with 95 % intervals as bars; in brackets the change from zero-shot in percentage points.",
+        identity="curve",
+    )
+    yield _in_short(statistics)
+
+
 def accuracy_sections(statistics: Statistics) -> Iterator[Section]:
     """Those that have something to show, in the order of the page."""
-    yield _in_short(statistics)
+    yield Section(
+        "Each dataset",
+        charts=dataset_charts(statistics),
+        note="Bars are 95 % intervals. The dotted line mixes the accuracies of the ends; the dashed one is what "
+        "standard models reach, where that is known. The numbers are under Every alpha.",
+    )
     if statistics.observations:
         yield Section(
             "The paper's observations",
             sentences=tuple(observation.sentence for observation in statistics.observations),
             note="Source: arXiv 2109.01903, section 4. Within noise: the paired bootstrap allows the opposite too.",
+            is_folded=len(statistics.observations) > MAX_OBSERVATIONS,
         )
     yield _every_alpha(statistics)
     yield from _groups(statistics)
@@ -29,16 +66,30 @@ def accuracy_sections(statistics: Statistics) -> Iterator[Section]:
     yield from _corruption(statistics)
 
 
-def selection_sentence(statistics: Statistics) -> str:
-    """How alpha was chosen."""
-    chosen = choice(statistics, "id_val")
-    held_out = next((each for each in statistics.datasets.values() if each.role == "id_val"), None)
-    if chosen is None or held_out is None:
-        return "No alpha was chosen by validation: nothing was held out of the training set."
-    text = f"Alpha {chosen.alpha:g} was chosen on {held_out.num_samples} samples held out of the training set; "
-    if statistics.reference == held_out.name:
-        return text + "there is no test set, so the accuracies are on the same samples."
-    return text + "the shifts were not looked at."
+def _key_numbers(statistics: Statistics) -> Iterator[KeyNumbers]:
+    """Zero-shot, the alpha to report and fine-tuned, with their differences to zero-shot."""
+    named = {alpha: name for name, alpha in named_alphas(statistics).items() if name in MARKS}  # the last is on top
+    first = dict(_key_values(statistics, 0.0)) if 0.0 in statistics.alphas else {}
+    for name, alpha in ends_and_chosen(statistics).items():
+        colour, shape = MARKS[named[alpha]] if alpha in named else (0, "circle")
+        numbers = tuple(
+            (what, percent_cell(value, _gain(value, first.get(what)) if alpha else ""))
+            for what, value in _key_values(statistics, alpha)
+        )
+        yield KeyNumbers(name, numbers, f"alpha {alpha:g}", colour, shape)
+
+
+def _key_values(statistics: Statistics, alpha: float) -> Iterator[tuple[str, float]]:
+    """What stands in large type, fractions."""
+    if statistics.reference is not None:
+        reference = statistics.datasets[statistics.reference]
+        yield f"{reference.title}, {metric_name(reference)}", reference.at(alpha).value
+    if average := statistics.shift_average_at(alpha):
+        yield "shift average", average.value
+
+
+def _gain(value: float, first: float | None) -> str:
+    return f"({points(100 * (value - first))} pp)" if is_known(first) and is_known(value) else ""
 
 
 def _columns(statistics: Statistics) -> tuple[str, ...]:
@@ -51,14 +102,14 @@ def _values(statistics: Statistics, alpha: float) -> Iterator[Cell]:
     for name in shown_datasets(statistics):
         average = statistics.shift_average_at(alpha)
         if average is not None and name == statistics.shifts[0]:
-            yield with_interval(average.value, average.interval)
+            yield percent_with_interval(average.value, average.interval)
         numbers = statistics.datasets[name].at(alpha)
-        yield with_interval(numbers.value, numbers.interval)
+        yield percent_with_interval(numbers.value, numbers.interval)
 
 
 def _in_short(statistics: Statistics) -> Section:
     rows = [
-        Row(name, (Cell(f"{alpha:g}"), *_values(statistics, alpha))) for name, alpha in named_alphas(statistics).items()
+        Row(name, (alpha_cell(alpha), *_values(statistics, alpha))) for name, alpha in named_alphas(statistics).items()
     ]
     if statistics.oracles:
         rows.append(_oracle_of_each(statistics))
@@ -78,14 +129,14 @@ def _oracle_of_each(statistics: Statistics) -> Row:
 
     def cell(name: str) -> Cell:
         known = name in statistics.oracles
-        return Cell(percent(best(name)), f"(alpha {statistics.oracles[name].alpha:g})") if known else Cell(NOTHING)
+        return percent_cell(best(name), f"(alpha {statistics.oracles[name].alpha:g})") if known else percent_cell(None)
 
     shifts, averaged = statistics.shifts, statistics.averaged_shifts
     average = [best(name) for name in averaged if name in statistics.oracles]
     cells = [Cell("each"), *([] if statistics.reference is None else [cell(statistics.reference)])]
     if shifts:
-        mean = Cell(percent(sum(average) / len(average))) if len(average) == len(averaged) else Cell(NOTHING)
-        cells += [mean, *map(cell, shifts)]
+        mean = sum(average) / len(average) if len(average) == len(averaged) else None
+        cells += [percent_cell(mean), *map(cell, shifts)]
     return Row("ensemble, oracle per dataset (saw every test set)", tuple(cells))
 
 
@@ -100,8 +151,8 @@ def _every_alpha(statistics: Statistics) -> Section:
         note += ", ImageNet-C's sets aside." if statistics.averaged_shifts != statistics.shifts else "."
     columns, rows = _columns(statistics), []
     for alpha in statistics.alphas:
-        further = [Cell(percent(statistics.datasets[name].at(alpha).pm_k)) for name in pm_k]
-        rows.append(Row(f"{alpha:g}", (*_values(statistics, alpha), *further)))
+        further = [percent_cell(statistics.datasets[name].at(alpha).pm_k) for name in pm_k]
+        rows.append(Row(f"{alpha:g}", (*_values(statistics, alpha), *further), alpha))
     return Section("Every alpha", ("alpha", *columns, *(f"{name} (pm-k)" for name in pm_k)), tuple(rows), note=note)
 
 
@@ -112,7 +163,7 @@ def _groups(statistics: Statistics) -> Iterator[Section]:
         if dataset.alphas[0].groups:
             group = dataset.group or "group"
             rows = [
-                row(label, *(percent(dataset.at(alpha).groups.get(label)) for alpha in alphas.values()))
+                percent_row(label, *(dataset.at(alpha).groups.get(label) for alpha in alphas.values()))
                 for label in dataset.alphas[0].groups
             ]
             note = f"Accuracy in percent on the samples of each {group}."
@@ -126,7 +177,11 @@ def _output_space(statistics: Statistics) -> Iterator[Section]:
     outputs = {name: {entry.alpha: entry.value for entry in statistics.datasets[name].output_space} for name in names}
     alphas = [alpha for alpha in statistics.alphas if all(alpha in values for values in outputs.values())]
     rows = [
-        row(f"{alpha:g}", *(points(100 * (statistics.datasets[n].at(alpha).value - outputs[n][alpha])) for n in names))
+        Row(
+            f"{alpha:g}",
+            tuple(points_cell(100 * (statistics.datasets[n].at(alpha).value - outputs[n][alpha])) for n in names),
+            alpha,
+        )
         for alpha in alphas
     ]
     yield Section(
@@ -142,7 +197,11 @@ def _corruption(statistics: Statistics) -> Iterator[Section]:
         return
     corruptions = list(dict.fromkeys(c for entry in statistics.corruption for c in entry.corruption_errors))
     rows = [
-        row(f"{entry.alpha:g}", percent(entry.mce), *(percent(entry.corruption_errors.get(c)) for c in corruptions))
+        Row(
+            f"{entry.alpha:g}",
+            tuple(map(percent_cell, (entry.mce, *map(entry.corruption_errors.get, corruptions)))),
+            entry.alpha,
+        )
         for entry in statistics.corruption
     ]
     yield Section(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wiseft_dist.evaluate.statistics.statistics import DatasetStatistics, Statistics
+from wiseft_dist.report.history import History
 
 FEW_CLUSTERS = 30
 """Below about this many, intervals that draw clusters come out too narrow."""
 NOTICEABLE = 0.5
 """Percentage points of effective robustness that are worth a sentence."""
+MAX_WARNINGS = 8
+"""Of a run's own warnings, so many are repeated on the page; the last ones."""
 
 
 def cautions(statistics: Statistics, published_counts: Mapping[str, int]) -> list[str]:
@@ -32,6 +35,54 @@ def cautions(statistics: Statistics, published_counts: Mapping[str, int]) -> lis
             "No alpha was chosen by validation: nothing was held out of the training set. Only a fixed alpha is honest."
         )
     return found
+
+
+def history_cautions(history: History) -> list[str]:
+    """What went differently than it should while the run was made; a sentence each."""
+    return [*_codes(history), *_restarts(history), *_training(history), *_warnings(history)]
+
+
+def _codes(history: History) -> list[str]:
+    """Of what made weights and cells; a report may be written again by any code."""
+    codes = dict.fromkeys(str(each.event.get("code")) for each in history.attempts if each.stage != "report")
+    if len(codes) < 2:
+        return []
+    return [f"The run was made by {len(codes)} different states of the code ({', '.join(codes)}): see Software."]
+
+
+def _restarts(history: History) -> list[str]:
+    found = []
+    stages = dict.fromkeys(attempt.stage for attempt in history.attempts if attempt.stage != "report")
+    for stage in stages:
+        requeues = sum(attempt.is_requeued for attempt in history.attempts if attempt.stage == stage)
+        if requeues:
+            found.append(f"{stage} was requeued {requeues:,} time{'' if requeues == 1 else 's'} and went on.")
+        failures = history.failures.get(stage, 0)
+        if failures:
+            found.append(f"{stage} failed {failures:,} time{'' if failures == 1 else 's'} before it was finished.")
+    return found
+
+
+def _training(history: History) -> list[str]:
+    found = []
+    for training in history.trainings.values():
+        if training.num_bad_steps:
+            steps = f"{training.num_bad_steps:,} step{'' if training.num_bad_steps == 1 else 's'}"
+            found.append(f"{training.stage}: {steps} had gradients that are no numbers and changed no weight.")
+        if training.skipped:
+            found.append(
+                f"{training.stage}: {_samples(len(training.skipped))} of the training set could not be used, such as "
+                f"{training.skipped[0]}."
+            )
+    return found
+
+
+def _warnings(history: History) -> list[str]:
+    """What the run warned of; W&B among it, where it does not have everything."""
+    told = [text if text.endswith((".", "!", "?")) else f"{text}." for text in history.warnings if text]
+    left_out = len(told) - MAX_WARNINGS
+    more = [f"{left_out} earlier warnings are in events.jsonl."] if left_out > 0 else []
+    return [*told[-MAX_WARNINGS:], *more]
 
 
 def _skipped(datasets: list[DatasetStatistics]) -> list[str]:

@@ -1,0 +1,69 @@
+"""Pages in a real browser: Debian's chromium, headless, that may ask for nothing but the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@contextmanager
+def running() -> Iterator[Browser]:
+    """A browser; skips the test where chromium is not installed, but never on CI."""
+    program = shutil.which("chromium")
+    if program is None:
+        message = "no chromium: apt-get install chromium"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(
+    path: Path, *, width: int = 1200, dark: bool = False, scripts: bool = True, browser: Browser | None = None
+) -> Iterator[Page]:
+    """The page at a path. An error, a warning, a dialog, or a request for anything else fails the test.
+
+    Args:
+        path: Of the file.
+        width: Of the window, pixels.
+        dark: What the system prefers.
+        scripts: Whether scripts may run.
+        browser: One that runs; by default one is started.
+    """
+    found: list[str] = []
+    url = path.resolve().as_uri()
+    with running() if browser is None else nullcontext(browser) as started:
+        page = started.new_page(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: found.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: found.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (found.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: found.append(f"request: {request.url[:200]}") if _is_other(request.url, url) else None,
+        )
+        page.goto(url)
+        yield page
+        page.close()
+    assert found == []
+
+
+def _is_other(requested: str, url: str) -> bool:
+    return requested.partition("#")[0] != url and not requested.startswith("data:")
