@@ -23,10 +23,11 @@ import pytest
 from wiseft_dist import claims
 from wiseft_dist.attempts import attempt, fruitless, progress_of
 from wiseft_dist.claims import StageTakenError, claim_file, read_claim, take
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.errors import RunError
 from wiseft_dist.pipeline import execute
 from wiseft_dist.ranks import Launcher, Ranks
-from wiseft_dist.run import Run, newest_checkpoint, write_atomically
+from wiseft_dist.run import Run, newest_checkpoint
 from wiseft_dist.tracking import read_events
 
 PATIENCE_SECONDS = 60

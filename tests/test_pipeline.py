@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
 from wiseft_dist.pipeline import execute, is_finished, plan, remaining
-from wiseft_dist.run import write_atomically
 from wiseft_dist.tracking import read_events
 
 

@@ -11,6 +11,7 @@ from swift_store import SwiftStore
 
 from wiseft_dist import storage
 from wiseft_dist.cli import app
+from wiseft_dist.commits import COMMIT_FILE, committing
 from wiseft_dist.config import MergeConfig, RunConfig, load_config
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.files import merge_to_store
@@ -22,7 +23,7 @@ from wiseft_dist.publish import (
     publish_report,
     report_is_published,
 )
-from wiseft_dist.run import COMMIT_FILE, IDENTITY, Run, committing, open_run
+from wiseft_dist.run import IDENTITY, Run, open_run
 from wiseft_dist.tracking import read_events
 
 ALPHAS = (0.0, 0.5)

@@ -12,8 +12,9 @@ import torch
 from tiny_run import World, wiseft
 from torch import Tensor
 
+from wiseft_dist.commits import read_commit
 from wiseft_dist.models.classifier import read_classifier
-from wiseft_dist.run import Run, read_commit
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import read_events
 from wiseft_dist.weights.finetuned import open_finetuned
 

@@ -2,21 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from wiseft_dist.commits import COMMIT_FILE, commit_digest, committing, is_committed, read_commit, write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError, UserError
-from wiseft_dist.run import (
-    COMMIT_FILE,
-    Run,
-    alpha_name,
-    commit_digest,
-    committing,
-    find_run,
-    is_committed,
-    newest_checkpoint,
-    open_run,
-    read_commit,
-    write_atomically,
-)
+from wiseft_dist.run import Run, alpha_name, find_run, newest_checkpoint, open_run
 
 
 def config_of(tmp_path, **settings) -> RunConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 from wiseft_dist.claims import claim_file, ending_when_taken_over, release, take
 from wiseft_dist.code_identity import code_identity
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import sizes_to_evaluate
 from wiseft_dist.errors import RunError, UserError
@@ -17,7 +18,7 @@ from wiseft_dist.evaluate.cells.parts import cut, parts_of_job
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.ranks import Launcher, Ranks, discover_launcher, node_name
-from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.run import Run, newest_checkpoint
 from wiseft_dist.surroundings import surroundings
 from wiseft_dist.tracking import append_event, read_events
 from wiseft_dist.weights.finetuned import are_models_known, is_finetuned

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.ranks import Launcher, Ranks, machine, node_name, started_at
-from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.run import Run
 from wiseft_dist.slurm import job_states
 from wiseft_dist.tracking import append_event
 

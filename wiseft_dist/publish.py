@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist import storage
+from wiseft_dist.commits import COMMIT_FILE, digest, write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
-from wiseft_dist.run import CARD_FILE, COMMIT_FILE, Run, digest, write_atomically
+from wiseft_dist.run import CARD_FILE, Run
 from wiseft_dist.tracking import append_event
 
 RECORD_FILE = "published.json"

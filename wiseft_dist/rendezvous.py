@@ -20,9 +20,9 @@ from pathlib import Path
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.errors import RunError
 from wiseft_dist.ranks import Ranks, discover_launcher, hosts_of_ranks, node_name
-from wiseft_dist.run import write_atomically
 
 TRY_SECONDS = 10.0
 """For one try to reach what a file names; a file of an earlier time names nobody."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from wiseft_dist.commits import is_committed, read_commit
 from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.run import Run, is_committed, read_commit
+from wiseft_dist.run import Run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pacs.yaml"
 SAMPLES = {"photo": 492, "art_painting": 612, "cartoon": 719, "sketch": 1135}

@@ -17,10 +17,11 @@ import pytest
 from slurm_jobs import field, start_now, state, wait_until
 from tiny_run import World, make_world
 
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import load_config
 from wiseft_dist.launch.executors import SlurmExecutor
 from wiseft_dist.pipeline import Job
-from wiseft_dist.run import Run, committed_checkpoints, open_run, read_commit
+from wiseft_dist.run import Run, committed_checkpoints, open_run
 from wiseft_dist.tracking import read_events
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import pytest
 from slurm_jobs import field, start_now, state, wait_until
 from tiny_run import World, make_world
 
-from wiseft_dist.run import Run, newest_checkpoint, read_commit, sha256_file
+from wiseft_dist.commits import read_commit, sha256_file
+from wiseft_dist.run import Run, newest_checkpoint
 from wiseft_dist.tracking import read_events
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from tiny_run import make_world
 
 from wiseft_dist import claims
 from wiseft_dist.claims import StageTakenError, claim_file
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.config import load_config
 from wiseft_dist.launch.executors import SlurmExecutor
 from wiseft_dist.pipeline import Job, execute
-from wiseft_dist.run import Run, open_run, write_atomically
+from wiseft_dist.run import Run, open_run
 from wiseft_dist.tracking import read_events
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from wiseft_dist.commits import committing
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.pack import write_vocabulary
 from wiseft_dist.data.stage import ID_VAL, TRAIN, datasets_to_evaluate, index, index_all, load_manifest
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.start import start
-from wiseft_dist.run import Run, committing, open_run
+from wiseft_dist.run import Run, open_run
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
+from wiseft_dist.commits import sync
 from wiseft_dist.evaluate.cells import files as cell_files
 from wiseft_dist.pipeline import execute
-from wiseft_dist.run import Run, sync
+from wiseft_dist.run import Run
 
 
 def main(folder: str, num_files: int) -> None:

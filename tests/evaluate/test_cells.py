@@ -16,6 +16,7 @@ import pytest
 from tiny_run import picture
 
 import wiseft_dist
+from wiseft_dist.commits import committing
 from wiseft_dist.config import DatasetSpec
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.data.stage import index
@@ -24,7 +25,6 @@ from wiseft_dist.evaluate.catalog.lists import read_class_map, read_classnames
 from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.cells.store import CellStore, Content, members_of, report_digest
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions
-from wiseft_dist.run import committing
 
 MEMBERS = (Member(0.0), Member(0.5), Member(1.0))
 SIZE = 10

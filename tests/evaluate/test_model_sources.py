@@ -8,12 +8,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_run import MODEL
 
+from wiseft_dist.commits import committing, is_committed
 from wiseft_dist.config import ModelConfig
 from wiseft_dist.evaluate.standalone.model_sources import ModelSources, opened
 from wiseft_dist.models.classifier import write_zero_shot
 from wiseft_dist.models.clip import create_clip
 from wiseft_dist.models.files import WEIGHTS_FILE
-from wiseft_dist.run import committing, is_committed
 
 
 @pytest.fixture

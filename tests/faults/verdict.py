@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow.parquet
 from job_processes import processes_of
 
+from wiseft_dist.commits import commit_digest, is_committed, read_commit
 from wiseft_dist.data.stage import sizes_to_evaluate
 from wiseft_dist.evaluate.cells.files import FILE_NAME
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.merge.verify import verify
-from wiseft_dist.run import Run, commit_digest, committed_checkpoints, is_committed, read_commit
+from wiseft_dist.run import Run, committed_checkpoints
 from wiseft_dist.tracking import read_events
 
 Stamp = tuple[int, int, int]

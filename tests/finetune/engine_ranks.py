@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wiseft_dist.commits import commit
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.finetune.recipes import Pull
-from wiseft_dist.run import commit
 
 LEARNING_RATE = 1e-2
 BATCH = 16

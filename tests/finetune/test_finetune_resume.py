@@ -12,16 +12,9 @@ import pytest
 import torch
 from tiny_finetune import finish, launch, metrics, start, tiny_config, trained, training_state, write_shards
 
+from wiseft_dist.commits import COMMIT_FILE, is_committed, read_commit
 from wiseft_dist.config import RunConfig
-from wiseft_dist.run import (
-    COMMIT_FILE,
-    Run,
-    committed_checkpoints,
-    is_committed,
-    newest_checkpoint,
-    open_run,
-    read_commit,
-)
+from wiseft_dist.run import Run, committed_checkpoints, newest_checkpoint, open_run
 from wiseft_dist.tracking import read_events
 
 SETTINGS: dict[str, Any] = {"processes": 2, "patch_dropout": 0.5, "zero_stage": 2, "epochs": 12}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_finetune import CLASSNAMES, NUM_SAMPLES, launch, metrics, tiny_config, trained, write_shards
 
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.batch import Batch
 from wiseft_dist.data.stage import TRAIN, load_manifest
@@ -21,7 +22,7 @@ from wiseft_dist.finetune.recipes import make_recipe
 from wiseft_dist.finetune.schedule import learning_rate, total_steps
 from wiseft_dist.finetune.stage import finetune
 from wiseft_dist.models.clip import preprocess_of, read_config
-from wiseft_dist.run import Run, open_run, read_commit
+from wiseft_dist.run import Run, open_run
 from wiseft_dist.tracking import read_events
 
 

@@ -11,6 +11,7 @@ import torch
 from tiny_finetune import CLASSNAMES, MODEL, write_shards
 from tiny_zero_shot import TEMPLATES, write_tiny_zero_shot
 
+from wiseft_dist.commits import committing
 from wiseft_dist.config import AugmentConfig, FinetuneConfig, ModelConfig
 from wiseft_dist.data.batch import Batch, Target, class_label
 from wiseft_dist.data.manifest import Manifest, index_shards
@@ -23,7 +24,6 @@ from wiseft_dist.finetune.recipes.flyp import rebuilt_head
 from wiseft_dist.finetune.recipes.lp_ft import head_phase
 from wiseft_dist.models.classifier import read_classifier, read_clip, read_head, write_zero_shot
 from wiseft_dist.models.clip import create_clip, read_config, tokenizer_of
-from wiseft_dist.run import committing
 
 CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0])

@@ -13,7 +13,8 @@ import pytest
 from looped_rank import Case
 from tiny_finetune import finish, metrics, start_ranks, training_state
 
-from wiseft_dist.run import Run, committed_checkpoints, read_commit
+from wiseft_dist.commits import read_commit
+from wiseft_dist.run import Run, committed_checkpoints
 from wiseft_dist.tracking import read_events
 
 PROGRAM = Path(__file__).with_name("looped_rank.py")

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
-from wiseft_dist.run import Run, open_run, read_commit
+from wiseft_dist.run import Run, open_run
 from wiseft_dist.tracking import read_events
 from wiseft_dist.weights.zero import open_zero_states
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tiny_finetune import CLASSNAMES, MODEL
 
+from wiseft_dist.commits import committing
 from wiseft_dist.config import ModelConfig
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.models.classifier import write_zero_shot
 from wiseft_dist.models.clip import create_clip
 from wiseft_dist.models.zero_shot import zero_shot_head
-from wiseft_dist.run import committing
 
 TEMPLATES = ("a photo of a {c}.", "a {c}.", "one {c}, drawn")
 

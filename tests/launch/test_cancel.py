@@ -13,10 +13,11 @@ import pytest
 from tiny_run import command, wiseft
 
 from wiseft_dist import status_command
+from wiseft_dist.commits import read_commit
 from wiseft_dist.errors import UserError
 from wiseft_dist.launch.ledger import Entry, record
 from wiseft_dist.launch.lock import holder
-from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.run import Run, newest_checkpoint
 from wiseft_dist.tracking import read_events
 
 PATIENCE_SECONDS = 240

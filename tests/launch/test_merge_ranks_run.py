@@ -7,8 +7,9 @@ import shutil
 from pyarrow.parquet import read_table
 from tiny_run import wiseft
 
+from wiseft_dist.commits import sha256_file
 from wiseft_dist.models.files import HEAD_FILE, WEIGHTS_FILE
-from wiseft_dist.run import Run, sha256_file
+from wiseft_dist.run import Run
 
 ALPHAS = (0.0, 0.5, 1.0)
 COLUMNS = ("key", "position", "label", "class", "top5")

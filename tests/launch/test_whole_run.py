@@ -17,8 +17,9 @@ import pytest
 import yaml
 from tiny_run import SIZES, command, wiseft
 
+from wiseft_dist.commits import is_committed
 from wiseft_dist.data.stage import TRAIN, load_manifest
-from wiseft_dist.run import Run, is_committed
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import read_events
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from wiseft_dist.commits import is_committed
 from wiseft_dist.config import MergeConfig
 from wiseft_dist.distributed import process_group
 from wiseft_dist.errors import RunError
@@ -29,7 +30,7 @@ from wiseft_dist.merge.journal import journals
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.merge.writer import write_ensembles
 from wiseft_dist.ranks import discover_ranks
-from wiseft_dist.run import alpha_name, is_committed
+from wiseft_dist.run import alpha_name
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.sources import open_weights
 

@@ -12,6 +12,7 @@ import torch
 from real_checkpoints import same_bits
 from torch import Tensor
 
+from wiseft_dist.commits import committing
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.evaluate.predictions import Member
@@ -19,7 +20,7 @@ from wiseft_dist.evaluate.stage import _load_ensemble, evaluate
 from wiseft_dist.merge.stage import merge
 from wiseft_dist.models.files import HEAD_FILE
 from wiseft_dist.pipeline import remaining
-from wiseft_dist.run import Run, committing
+from wiseft_dist.run import Run
 from wiseft_dist.weights.finetuned import describe_finetuned, is_finetuned
 from wiseft_dist.weights.sources import open_weights
 

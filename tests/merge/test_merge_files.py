@@ -11,12 +11,12 @@ import torch
 from real_checkpoints import same_bits
 from torch import Tensor
 
+from wiseft_dist.commits import COMMIT_FILE, is_committed, read_commit
 from wiseft_dist.config import MergeConfig
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.files import merge_files
 from wiseft_dist.merge.request import PROVENANCE_FILE
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_FILE, WEIGHTS_FILE
-from wiseft_dist.run import COMMIT_FILE, is_committed, read_commit
 
 SETTINGS = MergeConfig(alphas=(0.0, 0.5, 1.0))
 

@@ -6,12 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from wiseft_dist.commits import COMMIT_FILE, commit
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.methods.wise import Wise
 from wiseft_dist.merge.verify import verify
 from wiseft_dist.merge.writer import write_ensembles
 from wiseft_dist.models.files import WEIGHTS_FILE
-from wiseft_dist.run import COMMIT_FILE, commit
 from wiseft_dist.weights.pairing import match
 from wiseft_dist.weights.sources import open_weights
 

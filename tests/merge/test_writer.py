@@ -20,6 +20,7 @@ from merging import METHODS, learn, number_of_models
 from real_checkpoints import same_bits
 from torch import Tensor
 
+from wiseft_dist.commits import COMMIT_FILE, is_committed, read_commit
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.merge.inputs import InputReader
 from wiseft_dist.merge.layout import cut, lay_out
@@ -32,7 +33,6 @@ from wiseft_dist.merge.staging import LOCK_FILE, Staging
 from wiseft_dist.merge.statistics import take_statistics_together
 from wiseft_dist.merge.writer import Inputs, Written, write_ensembles
 from wiseft_dist.models.files import HEAD_FILE, INDEX_FILE, WEIGHTS_FILE
-from wiseft_dist.run import COMMIT_FILE, is_committed, read_commit
 from wiseft_dist.weights.pairing import Models, match
 from wiseft_dist.weights.sources import open_weights
 

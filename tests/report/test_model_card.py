@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from made_up import alpha_statistics, interval, statistics, with_dataset
 from PIL import Image
 
+from wiseft_dist.commits import COMMIT_FILE, is_committed
 from wiseft_dist.config import ModelConfig, RunConfig, load_config
 from wiseft_dist.data.stage import TRAIN, load_manifest
 from wiseft_dist.publish import publish_report
@@ -21,7 +22,7 @@ from wiseft_dist.report.card_texts import loading
 from wiseft_dist.report.markdown import escaped
 from wiseft_dist.report.model_card import Card, write_cards
 from wiseft_dist.report.results import read_statistics
-from wiseft_dist.run import CARD_FILE, COMMIT_FILE, Run, is_committed
+from wiseft_dist.run import CARD_FILE, Run
 
 HOSTILE = "a: [b] | <script>alert(1)</script> `c` $d$ \n---\nlicense: mit"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from wiseft_dist.commits import digest
 from wiseft_dist.config import load_config
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
 from wiseft_dist.report.history import history, history_of
 from wiseft_dist.report.page.section import Section
 from wiseft_dist.report.sections.provenance import provenance_sections
-from wiseft_dist.run import digest
 from wiseft_dist.surroundings import surroundings
 from wiseft_dist.weights.finetuned import describe_models
 

@@ -22,10 +22,11 @@ from mirrored import assert_nobody_left, shown_offline
 from tiny_run import wiseft
 from wandb_server import KEY, WandbServer, wandb_server
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError
 from wiseft_dist.launch.job import StageJob
-from wiseft_dist.run import Run, open_run, write_atomically
+from wiseft_dist.run import Run, open_run
 from wiseft_dist.tracking import append_event, read_events, tracking
 from wiseft_dist.tracking.wandb_run import wandb_id
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import IO
 
 from wiseft_dist import storage
+from wiseft_dist.commits import digest
 from wiseft_dist.data.tar import (
     IMAGE_FIELDS,
     LABEL_FIELDS,
@@ -23,7 +24,6 @@ from wiseft_dist.data.tar import (
 )
 from wiseft_dist.errors import UserError
 from wiseft_dist.printable import printable
-from wiseft_dist.run import digest
 
 NUM_MARKS = 16
 """Places in a shard, at most, at which reading can begin."""

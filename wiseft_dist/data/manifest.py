@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wiseft_dist import storage
+from wiseft_dist.commits import digest, write_atomically
 from wiseft_dist.data import manifest_file
 from wiseft_dist.data.contents import mark_step_of, read_contents, refuse
 from wiseft_dist.data.held_out import held_out_counts, held_out_positions
 from wiseft_dist.data.written_counts import WrittenCount, written_counts
 from wiseft_dist.errors import UserError
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import digest, write_atomically
 
 INDEX_THREADS = 16
 NAMED = 3

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import wiseft_dist
+from wiseft_dist.commits import refuse_damaged, write_atomically
 from wiseft_dist.config import DatasetSpec, RunConfig
 from wiseft_dist.data.stage import ID_VAL, sizes_to_evaluate
 from wiseft_dist.distributed import device_of, require_single_process, use_cores
@@ -30,7 +31,7 @@ from wiseft_dist.merge.methods.uniform_soup import UniformSoup
 from wiseft_dist.models.classifier import Classifier
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.ranks import discover_ranks
-from wiseft_dist.run import Run, refuse_damaged, write_atomically
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import candidates_digest, open_models
 from wiseft_dist.weights.pairing import Models

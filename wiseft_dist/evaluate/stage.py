@@ -8,6 +8,7 @@ from functools import cache, partial
 
 import torch
 
+from wiseft_dist.commits import refuse_damaged
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import sizes_to_evaluate
 from wiseft_dist.distributed import device_of, use_cores
@@ -21,7 +22,7 @@ from wiseft_dist.merge.ensemble import Ensemble, load_weights
 from wiseft_dist.merge.methods.choice import make_method
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.ranks import Ranks, discover_ranks
-from wiseft_dist.run import Run, refuse_damaged
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, tracking
 from wiseft_dist.weights.finetuned import open_models
 

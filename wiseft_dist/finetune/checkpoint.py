@@ -12,20 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
+from wiseft_dist.commits import commit, read_commit, refuse_damaged
 from wiseft_dist.config import CheckpointConfig
 from wiseft_dist.distributed import broadcast_from_main, together
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.finetune.engine import Engine
 from wiseft_dist.ranks import Ranks
-from wiseft_dist.run import (
-    Run,
-    commit,
-    committed_checkpoints,
-    differences,
-    newest_checkpoint,
-    read_commit,
-    refuse_damaged,
-)
+from wiseft_dist.run import Run, committed_checkpoints, differences, newest_checkpoint
 from wiseft_dist.tracking import Tracker
 
 VISIBLE_SECONDS = 30.0

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import FinetuneConfig
 from wiseft_dist.errors import UserError
 from wiseft_dist.finetune.deepspeed_settings import (
@@ -27,7 +28,6 @@ from wiseft_dist.finetune.optimizer import EMA_KEY, average_weight, make_optimiz
 from wiseft_dist.finetune.recipes import Pull
 from wiseft_dist.finetune.resharding import load_resharded
 from wiseft_dist.finetune.writing import late_failures
-from wiseft_dist.run import read_commit
 
 
 class Engine:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wiseft_dist.commits import committing, is_committed
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import index
 from wiseft_dist.data.vocabulary import load_vocabulary
@@ -25,7 +26,7 @@ from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.models.zero_shot import zero_shot_head
 from wiseft_dist.preflight import preflight
 from wiseft_dist.ranks import Ranks, discover_launcher, discover_ranks
-from wiseft_dist.run import Run, committing, is_committed
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import is_finetuned
 from wiseft_dist.weights.sources import open_weights

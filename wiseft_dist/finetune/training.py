@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wiseft_dist.commits import commit_digest
 from wiseft_dist.config import RunConfig, batch_arithmetic
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import Account
@@ -29,7 +30,7 @@ from wiseft_dist.models.classifier import read_vocabulary
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.models.short_texts import WIDTH_STEP, reads_short_texts
 from wiseft_dist.ranks import Ranks
-from wiseft_dist.run import Run, commit_digest, identity
+from wiseft_dist.run import Run, identity
 from wiseft_dist.tracking import Tracker
 from wiseft_dist.tracking.system import SystemSampler
 

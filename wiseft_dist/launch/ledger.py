@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.commits import write_atomically
+from wiseft_dist.run import Run
 
 
 @dataclass(frozen=True)

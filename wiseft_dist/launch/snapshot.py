@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wiseft_dist.code_identity import IDENTITY_FILE, PACKAGE, code_identity, package_digest, package_files
-from wiseft_dist.run import sync
+from wiseft_dist.commits import sync
 
 
 def snapshot(folder: Path) -> Path:

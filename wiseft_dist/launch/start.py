@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wiseft_dist import storage
 from wiseft_dist.code_identity import CodeIdentity, code_identity
+from wiseft_dist.commits import is_committed
 from wiseft_dist.config import RunConfig, batch_arithmetic, dump_config
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import (
@@ -29,7 +30,7 @@ from wiseft_dist.launch.others import record_batch_job, refuse_beside_others
 from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.pipeline import STAGES, Step, is_finished, plan, remaining
 from wiseft_dist.printable import printable
-from wiseft_dist.run import Run, find_run, is_committed, open_run
+from wiseft_dist.run import Run, find_run, open_run
 from wiseft_dist.tracking import append_event, read_events
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wiseft_dist.claims import claim_file, read_claim
+from wiseft_dist.commits import read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import TRAIN, load_manifest, sizes_to_evaluate
 from wiseft_dist.errors import RunError, UserError
@@ -44,7 +45,7 @@ from wiseft_dist.launch.status_records import (
 )
 from wiseft_dist.pipeline import STAGES, plan, remaining
 from wiseft_dist.ranks import machine, started_at
-from wiseft_dist.run import Run, newest_checkpoint, read_commit
+from wiseft_dist.run import Run, newest_checkpoint
 from wiseft_dist.slurm import NOT_STARTED as SLURM_NOT_STARTED
 from wiseft_dist.slurm import JobState, job_states
 from wiseft_dist.tracking import read_events_from

@@ -10,11 +10,11 @@ from typing import Any
 
 import xxhash
 
+from wiseft_dist.commits import COMMIT_FILE, is_committed, sha256_file, sync
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.direct_io import writing
 from wiseft_dist.merge.journal import Finished
 from wiseft_dist.merge.plan import Plan
-from wiseft_dist.run import COMMIT_FILE, is_committed, sha256_file, sync
 
 
 def contents(finished: Mapping[int, Finished], num_inputs: int) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist import storage
+from wiseft_dist.commits import COMMIT_FILE
 from wiseft_dist.config import MergeConfig, refuse_number_of_models
 from wiseft_dist.distributed import process_group, require_single_process
 from wiseft_dist.errors import UserError
@@ -21,7 +22,7 @@ from wiseft_dist.merge.writer import Written
 from wiseft_dist.models.files import HEAD_PREFIX
 from wiseft_dist.progress import BYTES, progress_bar
 from wiseft_dist.ranks import discover_ranks
-from wiseft_dist.run import COMMIT_FILE, alpha_name
+from wiseft_dist.run import alpha_name
 from wiseft_dist.weights.fisher import open_fisher
 from wiseft_dist.weights.integrity import check_sources
 from wiseft_dist.weights.pairing import match

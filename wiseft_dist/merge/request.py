@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wiseft_dist.commits import digest, is_committed
 from wiseft_dist.config import MergeConfig, RunConfig
-from wiseft_dist.run import Run, digest, is_committed
+from wiseft_dist.run import Run
 from wiseft_dist.weights.finetuned import Sources, describe_models, without_places
 
 PROVENANCE_FILE = "model.json"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import wiseft_dist
+from wiseft_dist.commits import refuse_damaged
 from wiseft_dist.config import MergeConfig, RunConfig
 from wiseft_dist.distributed import process_group
 from wiseft_dist.errors import UserError
@@ -24,7 +25,7 @@ from wiseft_dist.merge.side_files import side_files
 from wiseft_dist.merge.writer import DTYPES, Inputs, Written, write_ensembles
 from wiseft_dist.publish import publish_ensembles
 from wiseft_dist.ranks import discover_ranks
-from wiseft_dist.run import Run, refuse_damaged
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import tracking
 from wiseft_dist.weights.finetuned import Sources, describe_models, open_models
 from wiseft_dist.weights.pairing import Models

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wiseft_dist.commits import digest
 from wiseft_dist.data.locks import locked_now
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.merge.direct_io import create_sized, writing
 from wiseft_dist.merge.journal import journals
 from wiseft_dist.merge.layout import FileLayout
-from wiseft_dist.run import alpha_name, digest
+from wiseft_dist.run import alpha_name
 
 LOCK_FILE = ".merge.lock"
 PREFIX = ".merge-"

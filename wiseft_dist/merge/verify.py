@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wiseft_dist.commits import COMMIT_FILE, read_commit, sha256_file
 from wiseft_dist.errors import UserError
 from wiseft_dist.merge.direct_io import aligned_buffer, read_digest
 from wiseft_dist.merge.threads import for_each
-from wiseft_dist.run import COMMIT_FILE, read_commit, sha256_file
 from wiseft_dist.weights.safetensors_files import read_safetensors_header
 
 NUM_THREADS = 4

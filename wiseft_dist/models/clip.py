@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from wiseft_dist import storage
+from wiseft_dist.commits import digest
 from wiseft_dist.config import ModelConfig
 from wiseft_dist.data.transforms import Preprocess
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.files import CONFIG_FILE, WEIGHTS_FILE
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import digest
 
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 

@@ -9,12 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from wiseft_dist.commits import committing, is_committed
 from wiseft_dist.config import load_config
 from wiseft_dist.data.pack import EncodedSample, write_split, write_vocabulary
 from wiseft_dist.launch.start import start
 from wiseft_dist.progress import progress_bar
 from wiseft_dist.quickstart.world import CLASSES, DOMAINS, TEMPLATES, Picture, pictures
-from wiseft_dist.run import committing, is_committed
 
 HERE = Path(__file__).parent
 REFERENCE = "photo"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist.code_identity import code_identity
+from wiseft_dist.commits import digest, is_committed, read_commit, write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, load_manifest
@@ -24,7 +25,7 @@ from wiseft_dist.report.card_texts import CITATION, LIMITS, loading
 from wiseft_dist.report.markdown import escaped, table
 from wiseft_dist.report.table import choice
 from wiseft_dist.report.wording import column_name, percent, percent_range, shown_datasets
-from wiseft_dist.run import CARD_FILE, Run, digest, is_committed, read_commit, write_atomically
+from wiseft_dist.run import CARD_FILE, Run
 
 MAX_CLASSES = 30
 """That are named."""

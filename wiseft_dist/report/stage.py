@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import ID_VAL, datasets_to_evaluate
 from wiseft_dist.evaluate.cells.store import CellStore, report_digest
@@ -17,7 +18,7 @@ from wiseft_dist.report.model_card import write_cards
 from wiseft_dist.report.page.render import render
 from wiseft_dist.report.results import gather
 from wiseft_dist.report.rows import to_csv
-from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.run import Run
 from wiseft_dist.tracking import Tracker, tracking
 from wiseft_dist.tracking.shown_report import curve_rows, job_of_cells, summary_values
 

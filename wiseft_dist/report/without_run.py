@@ -14,11 +14,11 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.evaluate.standalone.evaluation import RESULTS_FILE, STATISTICS_FILE, Evaluation, Scored
 from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
 from wiseft_dist.printable import printable
 from wiseft_dist.report.rows import COLUMNS, rows_of
-from wiseft_dist.run import write_atomically
 from wiseft_dist.terminal import TABLE_WIDTH, shortened
 
 MAX_TITLE = 36

@@ -9,7 +9,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from wiseft_dist.run import COMMIT_FILE
+from wiseft_dist.commits import COMMIT_FILE
 from wiseft_dist.tracking.scrubbing import scrubbed
 
 TEMPORARY = "/tmp"

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wiseft_dist.commits import COMMIT_FILE, digest, read_commit
 from wiseft_dist.config import RunConfig
-from wiseft_dist.run import COMMIT_FILE, Run, digest, read_commit
+from wiseft_dist.run import Run
 from wiseft_dist.storage.urls import join, without_secrets
 from wiseft_dist.tracking.private_folder import disguised
 from wiseft_dist.tracking.scrubbing import scrubbed

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wiseft_dist.commits import COMMIT_FILE, read_commit
 from wiseft_dist.errors import UserError
-from wiseft_dist.run import COMMIT_FILE, read_commit
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.zero import open_zero_average
 from wiseft_dist.weights.zero_files import zero_folder

@@ -8,10 +8,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wiseft_dist.commits import commit_digest, digest, is_committed, read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.models.files import HEAD_FILE
-from wiseft_dist.run import Run, commit_digest, digest, is_committed, read_commit
+from wiseft_dist.run import Run
 
 if TYPE_CHECKING:
     from wiseft_dist.weights.pairing import Models

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from wiseft_dist.commits import COMMIT_FILE
 from wiseft_dist.errors import UserError
-from wiseft_dist.run import COMMIT_FILE
 from wiseft_dist.weights.places import find_file, open_folder, read_text
 from wiseft_dist.weights.records import Weights
 from wiseft_dist.weights.sources import open_weights

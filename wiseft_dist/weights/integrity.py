@@ -5,9 +5,9 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from wiseft_dist.commits import COMMIT_FILE, read_commit, sha256_file
 from wiseft_dist.errors import UserError
 from wiseft_dist.progress import BYTES, progress_bar
-from wiseft_dist.run import COMMIT_FILE, read_commit, sha256_file
 from wiseft_dist.weights.records import Weights
 
 

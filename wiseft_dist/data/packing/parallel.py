@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from wiseft_dist import storage
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.data.locks import locked
 from wiseft_dist.data.pack import (
     CLASSNAMES_FILE,
@@ -32,7 +33,6 @@ from wiseft_dist.data.packing.sources import Classes, Columns, Listing, list_fil
 from wiseft_dist.data.vocabulary import read_lines, read_templates
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import write_atomically
 
 DEFAULT_TEMPLATE = "a photo of a {c}."
 DEFAULT_SPLIT = "train"

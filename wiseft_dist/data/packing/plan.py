@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from wiseft_dist.commits import digest, write_atomically
 from wiseft_dist.data.pack import member_bytes, shard_bytes, shard_name
 from wiseft_dist.data.packing.sources import Listing, Pictures
 from wiseft_dist.errors import UserError
 from wiseft_dist.progress import progress_bar
-from wiseft_dist.run import digest, write_atomically
 
 RECORD_FILE = ".pack.json"
 CHECK_THREADS = 16

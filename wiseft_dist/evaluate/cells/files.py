@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wiseft_dist.commits import sync
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.errors import RunError
 from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.predictions import NUM_TOP, FeatureMoments, Predictions
-from wiseft_dist.run import sync
 
 if TYPE_CHECKING:
     import pyarrow

@@ -16,6 +16,7 @@ import numpy as np
 
 import wiseft_dist
 from wiseft_dist import storage
+from wiseft_dist.commits import digest
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.receipt import BadSample
@@ -29,7 +30,7 @@ from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.class_map import load_class_map
 from wiseft_dist.evaluate.predictions import FeatureMoments, Member, Predictions, members_at
 from wiseft_dist.evaluate.run_datasets import dataset_of_run
-from wiseft_dist.run import Run, alpha_name, digest
+from wiseft_dist.run import Run, alpha_name
 from wiseft_dist.weights.finetuned import describe_models, without_places
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wiseft_dist.commits import digest
 from wiseft_dist.evaluate.cells.store import CellStore
 from wiseft_dist.evaluate.predictions import Member
 from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
 from wiseft_dist.evaluate.standalone.model_sources import ModelSources
 from wiseft_dist.evaluate.statistics.cell_source import CellSource
 from wiseft_dist.evaluate.statistics.statistics import Role, Statistics, statistics
-from wiseft_dist.run import digest
 
 RESULTS_FILE, STATISTICS_FILE = "results.csv", "statistics.json"
 """In the output folder; both are of the last call."""

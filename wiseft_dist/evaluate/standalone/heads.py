@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wiseft_dist.commits import digest
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.vocabulary import Vocabulary
 from wiseft_dist.errors import UserError
@@ -15,7 +16,6 @@ from wiseft_dist.evaluate.dataset_checks import refuse_other_labels
 from wiseft_dist.evaluate.standalone.given_datasets import IndexedDataset
 from wiseft_dist.evaluate.standalone.model_sources import OpenedModels
 from wiseft_dist.models.files import HEAD_PREFIX
-from wiseft_dist.run import digest
 
 
 @dataclass(frozen=True)

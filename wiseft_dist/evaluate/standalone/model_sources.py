@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist import storage
+from wiseft_dist.commits import digest, is_committed, read_commit
 from wiseft_dist.config import MergeConfig, refuse_number_of_models
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.catalog.lists import read_classnames
 from wiseft_dist.merge.side_files import side_files
 from wiseft_dist.models.clip import complete_config, config_of_architecture
 from wiseft_dist.models.files import CLASSES_FILE, CONFIG_FILE, HEAD_PREFIX
-from wiseft_dist.run import digest, is_committed, read_commit
 from wiseft_dist.weights.fisher import open_fisher
 from wiseft_dist.weights.pairing import Models, match
 from wiseft_dist.weights.records import Weights

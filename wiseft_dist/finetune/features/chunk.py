@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from wiseft_dist.commits import sync
 from wiseft_dist.data.receipt import BadSample
 from wiseft_dist.errors import RunError
-from wiseft_dist.run import sync
 
 _TENSORS = ("features", "labels", "keys")
 

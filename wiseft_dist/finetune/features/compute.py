@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from wiseft_dist.commits import commit_digest, digest
 from wiseft_dist.data.batch import Batch, ClassLabel
 from wiseft_dist.data.evaluation import EvaluationStream
 from wiseft_dist.data.manifest import Manifest
@@ -30,7 +31,6 @@ from wiseft_dist.models.classifier import Classifier, read_classifier, read_voca
 from wiseft_dist.models.clip import preprocess_of, read_config
 from wiseft_dist.progress import Bar, progress_bar
 from wiseft_dist.ranks import Ranks
-from wiseft_dist.run import commit_digest, digest
 
 CHUNK_SAMPLES = 16_384
 """Samples a file: what a computation that is cut off loses at most on each rank."""

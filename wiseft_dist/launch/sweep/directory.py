@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.sweep.names import few, value_text
-from wiseft_dist.run import Run, write_atomically
+from wiseft_dist.run import Run
 
 SWEEP_FILE = "sweep.json"
 SOUP = "soup"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wiseft_dist import storage
+from wiseft_dist.commits import digest, is_committed
 from wiseft_dist.config import RunConfig, batch_arithmetic, load_config
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, evaluated_sizes, index_all, refuse_credentials, refuse_other_training_data
@@ -19,7 +20,7 @@ from wiseft_dist.launch.start import resolve_paths
 from wiseft_dist.launch.sweep.directory import Member
 from wiseft_dist.launch.sweep.grid import Grid, refuse_what_makes_no_runs
 from wiseft_dist.launch.sweep.names import run_names, value_text
-from wiseft_dist.run import Run, digest, find_run, is_committed
+from wiseft_dist.run import Run, find_run
 
 
 @dataclass(frozen=True)

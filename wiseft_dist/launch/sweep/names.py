@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from wiseft_dist.run import digest
+from wiseft_dist.commits import digest
 
 MAX_LENGTH = 100
 """Characters of a name; file systems take 255 bytes, and others are put behind it."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wiseft_dist import storage
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.config import MergeConfig, ModelConfig, RunConfig, dump_config
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
 from wiseft_dist.launch.sweep.directory import Sweep, read_sweep
 from wiseft_dist.launch.sweep.names import few
 from wiseft_dist.pipeline import remaining
-from wiseft_dist.run import Run, identity, write_atomically
+from wiseft_dist.run import Run, identity
 from wiseft_dist.tracking import append_event
 from wiseft_dist.visibility import wait_until_visible
 from wiseft_dist.weights.finetuned import is_finetuned

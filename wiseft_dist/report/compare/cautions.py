@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from wiseft_dist.commits import digest
 from wiseft_dist.evaluate.statistics.statistics import DatasetStatistics
 from wiseft_dist.models.files import CLASSES_FILE
 from wiseft_dist.report.compare.differences import Difference
@@ -13,7 +14,6 @@ from wiseft_dist.report.compare.given import Compared
 from wiseft_dist.report.compare.shared import Shared
 from wiseft_dist.report.table import choice
 from wiseft_dist.report.wording import shown_datasets
-from wiseft_dist.run import digest
 
 METHODS = {"clopper_pearson": "Clopper-Pearson", "bootstrap": "bootstrap", "combined": "combined"}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from wiseft_dist.commits import write_atomically
 from wiseft_dist.errors import UserError
 from wiseft_dist.report.compare.contents import page_of_runs
 from wiseft_dist.report.compare.given import read_runs
 from wiseft_dist.report.page.render import render
-from wiseft_dist.run import write_atomically
 
 DEFAULT_FILE = "comparison.html"
 MARK = "<!-- wiseft: a comparison of runs -->"

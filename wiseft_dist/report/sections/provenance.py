@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from wiseft_dist.commits import digest, is_committed, read_commit
 from wiseft_dist.config import RunConfig
 from wiseft_dist.data.stage import TRAIN, datasets_to_evaluate, load_manifest
 from wiseft_dist.errors import RunError, UserError
@@ -15,7 +16,7 @@ from wiseft_dist.report.page.section import Cell, Row, Section
 from wiseft_dist.report.sections.numbers import count_cell
 from wiseft_dist.report.sections.selection import duration
 from wiseft_dist.report.wording import NOTHING
-from wiseft_dist.run import Run, digest, is_committed, read_commit
+from wiseft_dist.run import Run
 from wiseft_dist.tracking.scrubbing import scrubbed, scrubbed_tree
 from wiseft_dist.weights.finetuned import describe_models
 
