@@ -20,6 +20,8 @@ from wandb_server import KEY, WandbServer, wandb_server
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run, open_run, run_id
 from wiseft_dist.tracking import append_event
+from wiseft_dist.tracking.replay import Row
+from wiseft_dist.tracking.sync import Target
 from wiseft_dist.tracking.writers import only_sender
 
 STAGE = """
@@ -286,6 +288,35 @@ def test_a_report_that_was_written_over_by_one_of_other_cells_is_not_shown_as_th
     assert f"{name}: 4 rows to send" in wiseft("sync", copied.path, "--dry-run").stdout
     copied.selection_file.write_text(json.dumps(content | {"cells": "0123456789abcdef"}))
     assert f"{name}: 0 rows to send" in wiseft("sync", copied.path, "--dry-run").stdout
+    for stage in ("finetune", "merge", "evaluate"):
+        forget(copied, stage)
+    done = wiseft("sync", copied.path)
+    assert (done.returncode, server.received.runs) == (0, {}), done.stderr  # nor is an empty W&B run opened
+    assert f"{name}: not sent: it was written over by a report of other cells" in done.stdout
+
+
+def test_what_fails_for_one_stage_keeps_the_others_from_nothing(server, tmp_path):
+    runs = [make_run(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        tell(run, "merge", "started", alphas=[1.0])
+        tell(run, "merge", "finished", alphas=[1.0], seconds=2.0, bytes=3_000_000_000)
+    runs[0].config_file.write_text(runs[0].config_file.read_text().replace("project: proofs", "project: pro/ofs"))
+    done = wiseft("sync", *(run.path for run in runs))
+    assert done.returncode == 1
+    assert "project name" in done.stderr and done.stdout.startswith("one: merge: not sent: ")
+    assert "two: merge: 1 rows sent" in done.stdout
+    assert sent(server, runs[1], "merge").steps == [0]
+
+
+def test_the_last_step_of_a_training_that_was_killed_for_good_is_sent_after_an_hour(tmp_path):
+    run = make_run(tmp_path / "mine")
+    now = time.time()
+    for age, is_at_work, steps in ((0, False, [2]), (4000, False, [2, 4]), (4000, True, [2])):
+        events = [
+            {"time": now - age, "stage": "finetune", "event": "metrics", "step": step, "loss": 1.0} for step in (2, 4)
+        ]
+        target = Target(run, run.load_config(), "finetune", "", is_at_work)
+        assert [item.step for item in target.items(events) if isinstance(item, Row)] == steps
 
 
 def test_the_model_of_a_published_run_is_shown_by_reference(server, copied):

@@ -17,9 +17,9 @@ from wiseft_dist.evaluate.cells.parts import job_names, parts_of_job
 from wiseft_dist.evaluate.cells.store import CellStore, members_of, report_digest
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.publish import ensembles_are_published, report_is_published
-from wiseft_dist.ranks import discover_ranks, node_name
+from wiseft_dist.ranks import discover_ranks, node_name, speaks_for_its_group
 from wiseft_dist.run import Run
-from wiseft_dist.tracking import append_event
+from wiseft_dist.tracking import append_event, tell_failure, wandb_mode
 from wiseft_dist.visibility import wait_until_visible
 from wiseft_dist.weights.finetuned import are_models_known, is_finetuned
 
@@ -160,6 +160,7 @@ def execute(
     wait_until_visible(run.config_file.is_file, run.config_file, WAIT_FOR_CONFIG_SECONDS)
     config = run.load_config()
     try:
+        wandb_mode(config.wandb)  # refused here, on every rank, not when everything is loaded
         if check is not None:
             check(config)
         _wait_for_stages_before(config, run, stage)
@@ -178,6 +179,8 @@ def execute(
                 kind=type(error).__name__,
                 error=str(error) or type(error).__name__,
             )
+            if speaks_for_its_group():
+                tell_failure(config, run, stage, part or "", error)
         raise
 
 

@@ -187,10 +187,19 @@ def run_id(run: Run) -> str:
     """Eight letters and digits that belong to this directory: one that is deleted and made anew is another run.
 
     They are chosen once; of several processes that ask at once, one chooses for all.
+
+    Raises:
+        UserError: if there are none yet and none can be written.
     """
     while not (known := _read_id(run)):
         aside = run.id_file.with_name(f".id.{uuid.uuid4().hex[:8]}")
-        aside.write_text("".join(secrets.choice(ID_LETTERS) for _ in range(8)) + "\n")
+        try:
+            aside.write_text("".join(secrets.choice(ID_LETTERS) for _ in range(8)) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{run.path} has no id yet, and none can be written there ({error.strerror}): let its owner do this, "
+                "or work on a copy."
+            ) from error
         try:
             sync(aside)
             os.link(aside, run.id_file)  # unlike a rename, never over what another process has written

@@ -128,8 +128,8 @@ def compare_finished(results: Results) -> None:
     try:
         write_comparison([str(sweep.run(name).path) for name in finished], file, notes=notes)
         told = f"Comparison: {file}"
-    except (UserError, RunError, OSError) as error:
-        told = f"wiseft: no page that compares the runs: {error}"
+    except Exception as error:  # the sweep is over and its results are written: no page may undo that
+        told = f"wiseft: no page that compares the runs: {str(error) or type(error).__name__}"
     print(printable(told), file=sys.stderr)  # standard output may be JSON
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
 
@@ -24,34 +25,49 @@ def sync(
     ] = 3600.0,
 ) -> None:
     """Send runs to Weights & Biases from their events: at any time, as often as you like, every step once."""
+    from wiseft_dist.claims import at_work
     from wiseft_dist.tracking.sync import planned, require_login, targets
 
-    found = [target for run in _each_run(runs) for target in targets(run, project=project, entity=entity)]
+    found = [
+        target
+        for run in _each_run(runs)
+        for target in targets(run, project=project, entity=entity, is_at_work=bool(at_work(run)))
+    ]
     if dry_run:
         for target in found:
             _say(planned(target), "to send")
         return
     if found:
         require_login()
-    done = _send_all(found, timeout)
+    done, errors = _send_all(found, timeout)
     for url in dict.fromkeys(sent.group_url for sent in done if sent.url):
         print(printable(url))
+    if errors:
+        raise errors[-1]
     if not found:
         print("There is nothing to send yet.")
 
 
-def _send_all(found: list[Target], timeout: float) -> list[Sent]:
+def _send_all(found: list[Target], timeout: float) -> tuple[list[Sent], list[UserError | RunError]]:
+    """One after the other; what is wrong with one says little about the next, but for the key."""
     from wiseft_dist.progress import progress_bar
-    from wiseft_dist.tracking.sync import send
+    from wiseft_dist.tracking.sync import RefusedKeyError, Sent, send
 
-    done = []
+    done: list[Sent] = []
+    errors: list[UserError | RunError] = []
     with progress_bar("sending to W&B", total=len(found), unit="stages") as bar:
         for target in found:
             with progress_bar(printable(target.title), unit="rows") as rows:
-                done.append(send(target, on_row=rows.advance, timeout=timeout))
+                try:
+                    done.append(send(target, on_row=rows.advance, timeout=timeout))
+                except RefusedKeyError:
+                    raise
+                except (UserError, RunError) as error:
+                    errors.append(error)
+                    done.append(Sent(target, 0, skipped=str(error)))
             bar.advance()
             _say(done[-1], "sent")
-    return done
+    return done, errors
 
 
 def _say(sent: Sent, what: str) -> None:

@@ -26,7 +26,7 @@ LEAVING_SECONDS = 60.0
 def committed_files(run: Run) -> dict[str, Stamp]:
     """Every file of every committed checkpoint, ensemble and part of a cell."""
     folders = [run.zero_shot, *committed_checkpoints(run), *run.merged.glob("alpha_*")]
-    files = [file for folder in folders if is_committed(folder) for file in folder.rglob("*") if file.is_file()]
+    files = [folder / name for folder in folders if is_committed(folder) for name in read_commit(folder)["files"]]
     files += [file for file in run.cells.rglob("part-*.parquet") if FILE_NAME.fullmatch(file.name)]
     return {str(file.relative_to(run.path)): _stamp(file) for file in files}
 

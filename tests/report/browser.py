@@ -14,6 +14,38 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+LOWEST_CONTRAST = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (colour) => numbers(colour).slice(0, 3)
+    .map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+  const background = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const found = getComputedStyle(each).backgroundColor;
+      if ((numbers(found)[3] ?? 1) === 1) return found;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let lowest = [Infinity, "nothing"], count = 0;
+  for (const element of document.querySelectorAll("body *:not(script, style, title, desc)")) {
+    const isText = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!isText || !element.checkVisibility()) continue;
+    const style = getComputedStyle(element), isDrawn = element instanceof SVGElement;
+    const [a, b] = [luminance(isDrawn ? style.fill : style.color), luminance(background(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    count += 1;
+    if (ratio < lowest[0]) lowest = [ratio, `${element.tagName} ${element.className.baseVal ?? element.className}`];
+  }
+  return { ratio: lowest[0], where: lowest[1], count };
+}"""
+"""The lowest contrast of a text to what is behind it, where, and of how many texts."""
+FOCUSED = """() => {
+  const element = document.activeElement, style = getComputedStyle(element);
+  return { name: element.tagName.toLowerCase(), text: element.textContent.trim(), class: element.className,
+           id: element.id, isOutlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 };
+}"""
+"""The element that has the keyboard."""
+
 
 @contextmanager
 def running() -> Iterator[Browser]:

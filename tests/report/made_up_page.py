@@ -88,13 +88,19 @@ def picture(caption: tuple[str, ...] = ("val/000017", "labelled: dog", "chosen: 
 
 SORTED = Section(
     "A table to sort",
-    ("model", "alpha", "accuracy", "remark"),
+    ("model", "alpha", "accuracy", "remark", "began"),
     (
-        Row("model 10", (Cell("0.5"), Cell("80.00", "(78.00 to 82.00)", 80.001), Cell("b"))),
-        Row("model 9", (Cell("1e-05"), Cell("80.00", "(70.00 to 82.00)", 80.002), Cell("ä"))),
-        Row("model 2", (Cell("1,000"), Cell("–", value=float("nan")), Cell("z"))),
-        Row("Model 1", (Cell("–"), Cell("9.00", value=9.0), Cell("b"))),
-        Row("model 3", (Cell("+3.5"), Cell("110.00", value=110.0), Cell(""))),
+        Row(
+            "model 10",
+            (Cell("0.5"), Cell("80.00", "(78.00 to 82.00)", 80.001), Cell("b"), Cell("10:01", value=1795000001.0)),
+        ),
+        Row(
+            "model 9",
+            (Cell("1e-05"), Cell("80.00", "(70.00 to 82.00)", 80.002), Cell("ä"), Cell("10:01", value=1795000003.5)),
+        ),
+        Row("model 2", (Cell("1,000"), Cell("–", value=float("nan")), Cell("z"), Cell("10:01", value=1795000002.0))),
+        Row("Model 1", (Cell("–"), Cell("9.00", value=9.0), Cell("b"), Cell("10:01", value=1795000003.0))),
+        Row("model 3", (Cell("+3.5"), Cell("110.00", value=110.0), Cell(""), Cell("10:00", value=1794999999.0))),
     ),
     note="How to read it.",
 )

@@ -37,6 +37,13 @@ def drawn(chart: Chart, scale: str = "linear", **more: str) -> ET.Element:
         ((56.0, 66.0), "logit", (56, 58, 60, 62, 64, 66)),
         ((0.01, 5.0), "log", (0.01, 0.1, 1)),
         ((1.2, 1.9), "log", (1.2, 1.4, 1.6, 1.8, 2.0)),
+        ((50.0,), "linear", (48, 49, 50, 51, 52)),
+        ((0.5, 0.5), "linear", (0.48, 0.49, 0.5, 0.51, 0.52)),
+        ((0.0,), "linear", (-0.04, -0.02, 0, 0.02, 0.04)),
+        ((1e-5,), "linear", (9.6e-6, 9.8e-6, 1e-5, 1.02e-5, 1.04e-5)),
+        ((1e-20, 2e-20), "linear", (1e-20, 1.2e-20, 1.4e-20, 1.6e-20, 1.8e-20, 2e-20)),
+        ((1e300, -1e308, 1.7e308), "linear", (-1e300, -5e299, 0, 5e299, 1e300)),
+        ((50.0,), "logit", (49, 49.5, 50, 50.5, 51)),
     ],
 )
 def test_ticks_are_round_numbers_inside_the_axis(values, scale, ticks):
@@ -53,7 +60,7 @@ def test_a_logit_scale_spreads_both_ends_alike():
     assert found.at(99) - found.at(98) > found.at(51) - found.at(50)
 
 
-@pytest.mark.parametrize("values", [(50.0,), (50.0, 50.0), (), (math.nan, math.inf), (0.0, 100.0), (0.0,), (1e-9,)])
+@pytest.mark.parametrize("values", [(), (math.nan, math.inf), (0.0, 100.0), (1e-9,), (1e-320,), (1e300, 1e-300)])
 @pytest.mark.parametrize("scale", ["linear", "logit", "log"])
 def test_an_axis_of_few_or_extreme_values_is_one_all_the_same(values, scale):
     found = axis(values, scale, 0, 100, 8)
@@ -61,11 +68,12 @@ def test_an_axis_of_few_or_extreme_values_is_one_all_the_same(values, scale):
         if math.isfinite(value):
             assert 0 <= found.at(value) <= 100
     assert all(math.isfinite(found.at(tick)) for tick in found.ticks)
+    assert bool(found.ticks) == any(map(math.isfinite, values))
 
 
 def test_ticks_are_written_short():
-    assert [tick_text(value) for value in (50.0, 0.30000000000000004, -2.5, 1e-5, 20000.0)] == [
-        *("50", "0.3", "−2.5", "1e−05", "20000"),
+    assert [tick_text(value) for value in (50.0, 0.30000000000000004, -2.5, 1e-5, 1200001.0)] == [
+        *("50", "0.3", "−2.5", "1e−05", "1200001"),
     ]
 
 
@@ -114,6 +122,7 @@ def test_points_that_are_no_numbers_are_left_out():
 def test_a_chart_without_points_says_so():
     drawing = drawn(Chart("T", "x", "y", (Line("l", ()),)))
     assert "no numbers" in [each.text for each in drawing.iter() if each.tag == "text"]
+    assert not classes(drawing, "grid")
 
 
 def test_no_label_touches_another_or_a_symbol():
@@ -165,6 +174,11 @@ def test_the_numbers_of_a_chart_are_a_table():
     assert len(section.rows) == NUM_ALPHAS + 3  # the lines to compare with are no numbers of the run
     assert [cell.value for cell in section.rows[0].cells] == [76.0, 60.0]
     assert section.rows[0].cells[1].small == "(59.4 to 60.6)"
+
+
+def test_a_step_beyond_a_million_is_written_in_full():
+    section = numbers_of(Chart("Loss", "step", "loss", (Line("", (Point(1234567, 0.123456789),)),)))
+    assert [cell.text for cell in section.rows[0].cells] == ["1234567", "0.123457"]
 
 
 def test_the_symbol_of_a_legend_is_that_of_the_line():

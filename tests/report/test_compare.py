@@ -17,7 +17,7 @@ from wiseft_dist.evaluate.statistics.intervals import Interval
 from wiseft_dist.report.compare.cautions import cautions
 from wiseft_dist.report.compare.combined import difference_interval, mean_interval
 from wiseft_dist.report.compare.contents import page_of_runs
-from wiseft_dist.report.compare.differences import Difference, differences, of_dataset
+from wiseft_dist.report.compare.differences import Difference, _of_average, differences, of_dataset
 from wiseft_dist.report.compare.figure import runs_chart, zero_shot_groups
 from wiseft_dist.report.compare.given import Compared, distinct_names
 from wiseft_dist.report.compare.pairing import Model, Pairs, SameSamples, same_samples
@@ -96,6 +96,18 @@ def test_holm_counts_the_paired_comparisons_of_a_dataset_alone():
     assert chosen.test is not None and chosen.test.p_value == pytest.approx(2 * 0.5**8)
     assert chosen.adjusted_p_value == pytest.approx(2 * 0.5**8)  # fine-tuned was not paired: it counts for nothing
     assert finetuned.test is None and finetuned.reason == "no such cells"
+
+
+def test_the_paired_average_is_of_the_samples_that_both_have_as_its_interval_is():
+    """The reports of a and b have the same numbers; where neither skipped a sample, b is right more often."""
+    names = statistics().averaged_shifts
+    same = same_samples("tiny", TOP1, [FIRST, SECOND], [said([0] * 4 + [1] * 6), said([0] * 8 + [1] * 2)])
+    lost = same_samples("tiny", TOP1, [FIRST, SECOND], [said([0] * 4 + [1] * 6), said([0] * 3 + [1] * 7)])
+    pairs = dict(zip(names, (Pairs(same, {}), Pairs(lost, {})), strict=True))
+    chosen, finetuned = _of_average([compared("a"), compared("b")], pairs)
+    assert chosen.value == pytest.approx(15.0)  # the mean of 40 and -10
+    assert chosen.interval.low < 15 < chosen.interval.high
+    assert (finetuned.value, finetuned.reason) == (0.0, "not every shift is paired")
 
 
 def test_the_interval_of_a_difference_follows_from_those_of_both_numbers():
@@ -178,6 +190,35 @@ def test_the_figure_has_a_curve_a_run_and_one_zero_shot_point_where_the_numbers_
     assert [(line.colour, line.points[0].x) for line in squares] == [(GREY, 70.0), (2, 10.0)]
     assert "a, b, alpha 0" in squares[0].points[0].text
     assert chart.scales == ("linear", "logit")
+
+
+def test_zero_shot_models_that_are_as_often_right_but_not_as_sure_are_two():
+    runs = [
+        compared("a"),
+        sure(compared("b"), nll=0.70),
+        sure(compared("c"), ece=0.4),
+        sure(compared("d"), nll=0.76541),
+    ]
+    assert [[run.name for run in group] for group in zero_shot_groups(runs)] == [["a", "d"], ["b"], ["c"]]
+    unknown = [sure(compared(name), nll=float("nan")) for name in "xy"]
+    assert [len(group) for group in zero_shot_groups(unknown)] == [2]
+
+
+def sure(run: Compared, **changes: float) -> Compared:
+    """With other numbers at every alpha."""
+    given = run.statistics
+    datasets = {
+        name: replace(each, alphas=tuple(replace(entry, **changes) for entry in each.alphas))
+        for name, each in given.datasets.items()
+    }
+    return replace(run, statistics=replace(given, datasets=datasets))
+
+
+def test_a_line_is_of_all_runs_only_where_all_of_them_have_a_zero_shot_model():
+    first, second, third = (with_counts(name, (700, 800, 850), (600, 650, 500)) for name in "abc")
+    third = replace(third, statistics=replace(third.statistics, alphas=(0.5, 1.0)))
+    *_, zero_shot = accuracy_sections([first, second, third])
+    assert [row.name for row in zero_shot.rows] == ["a, b"]
 
 
 def test_each_table_tells_the_best_from_what_may_be_noise():

@@ -10,9 +10,12 @@ from made_up import alpha_statistics, dataset, robustness, statistics, with_data
 
 from wiseft_dist.evaluate.statistics.metrics.calibration import ReliabilityBin
 from wiseft_dist.evaluate.statistics.robustness import BandPoint
+from wiseft_dist.evaluate.statistics.selection import Choice
 from wiseft_dist.evaluate.statistics.statistics import ShiftAverage, Statistics
-from wiseft_dist.report.curves import dataset_charts, reliability_chart, selection_chart, trade_off
+from wiseft_dist.report.curves import dataset_charts, trade_off
 from wiseft_dist.report.page.charts import Chart, Line
+from wiseft_dist.report.sections.calibration import reliability_chart
+from wiseft_dist.report.sections.selection import selection_chart
 
 
 def line(chart: Chart, name: str) -> Line:
@@ -160,5 +163,17 @@ def test_reliability_curves_leave_out_empty_bins() -> None:
     given = replace(given, alphas=alphas)
     chart = reliability_chart(statistics(), given)
     assert [each.name for each in chart.lines] == ["as sure as right", "zero-shot", "chosen", "fine-tuned"]
+    assert [each.colour for each in chart.lines[1:]] == [1, 4, 2]
     assert places(line(chart, "chosen")) == [(80.0, 65.0)]
     assert line(chart, "chosen").points[0].text == "chosen, confidence 50 to 100 %: 40 samples, 65.00 % right"
+
+
+def test_a_model_has_its_colour_in_every_figure() -> None:
+    given = dataset("photo", (700, 800, 850), role="reference")
+    only_ends = replace(statistics(), chosen=None, choices=(), alphas=(0.0, 1.0))
+    assert {each.name: each.colour for each in reliability_chart(only_ends, given).lines[1:]} == {
+        "zero-shot": 1,
+        "fine-tuned": 2,
+    }
+    fixed = replace(statistics(), choices=(Choice("fixed", 0.5, False),))
+    assert line(reliability_chart(fixed, given), "chosen").colour == 3

@@ -148,6 +148,11 @@ def test_a_panel_stands_for_each_dataset(tmp_path):
     assert {"photo", *names} <= set(texts(tmp_path / "datasets.svg"))
 
 
+def test_what_does_not_show_in_a_name_is_written_out(tmp_path):
+    draw_figures(of_shifts("\ufeffa\x1b[31mb"), tmp_path)  # unescaped, the PDF fails and the SVG is not well-formed
+    assert "\\ufeffa\\x1b[31mb" in texts(tmp_path / "datasets.svg")
+
+
 def test_logit_axes_make_the_line_of_the_standard_models_straight(tmp_path):
     chart = trade_off(with_fit(of_shifts("sketch")))
     axes = Figure().subplots()

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 from made_up_page import BAD_NAMES, SCRIPT, made_up_page, picture
 
+from wiseft_dist.report.page.charts import GREY, Chart, Line, Point
 from wiseft_dist.report.page.contents import contents
 from wiseft_dist.report.page.render import Page, render
 from wiseft_dist.report.page.section import Cell, KeyNumbers, Row, Section, row
@@ -218,3 +219,13 @@ def test_the_contents_have_one_line_for_what_is_said_of_many_datasets():
         ("d: e", "7"),
     ]
     assert [entry.anchor for entry in found] == ["0", "", "4", "5", "6", "8"]
+
+
+def test_a_line_keeps_its_entry_in_the_legend_though_a_mark_is_called_the_same():
+    points = (Point(1, 2), Point(2, 3))
+    lines = (Line("zero-shot", points), Line("b", points, colour=1), Line("zero-shot", (), "mark", GREY, "square"))
+    longer = Chart("C", "x", "y", (Line("b", points, "plain", 1),), is_small=True)
+    text = page_of(Section("S", charts=(Chart("C", "x", "y", lines, is_small=True), longer)))
+    legend = re.search(r'<ul class="legend">(.*?)</ul>', text, re.DOTALL)
+    assert legend is not None
+    assert re.findall(r"<bdi>(.*?)</bdi>", legend[1]) == ["zero-shot", "b", "zero-shot"]

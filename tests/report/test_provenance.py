@@ -56,8 +56,9 @@ def test_versions_that_differ_between_stages_are_told_apart(finished) -> None:
 
 def test_attempts_are_told_with_their_host_and_processes(finished) -> None:
     section = sections(finished)["Attempts"]
-    assert [row.name for row in section.rows] == ["finetune", "merge", "evaluate/1-of-1", "report"]
-    assert [row.cells[3].text for row in section.rows] == ["2", "1", "1", "1"]
+    first = section.rows[:4]  # other tests may have asked for a stage of this run again
+    assert [row.name for row in first] == ["finetune", "merge", "evaluate/1-of-1", "report"]
+    assert [row.cells[3].text for row in first] == ["2", "1", "1", "1"]
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", row.cells[0].text) for row in section.rows)
     assert len({row.cells[2].text for row in section.rows}) == 1  # one host
 

@@ -218,3 +218,12 @@ def test_a_page_that_cannot_be_written_does_not_stop_the_end_of_a_sweep(sweep, r
     compare_finished(results)
     assert "no page that compares the runs: " in capsys.readouterr().err
     assert (sweep.folder / "comparison.html").read_text() == "mine"
+
+
+def test_a_page_that_fails_in_a_way_nobody_thought_of_does_not_either(results, capsys, monkeypatch):
+    def failing(*_: object, **__: object) -> None:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("wiseft_dist.report.compare.comparison.page_of_runs", failing)
+    compare_finished(results)
+    assert "no page that compares the runs: unsupported operand" in capsys.readouterr().err

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from wiseft_dist.report.history import History, history, history_of
+from wiseft_dist.report.history import MAX_SENTENCES, History, history, history_of
+from wiseft_dist.report.page.drawing import svg
 from wiseft_dist.report.page.section import Section
 from wiseft_dist.report.sections.cautions import history_cautions
+from wiseft_dist.report.sections.provenance import _attempts
 from wiseft_dist.report.sections.selection import cost_sections, duration
 from wiseft_dist.report.sections.training import MAX_POINTS, thinned, training_sections
 from wiseft_dist.run import Run
@@ -58,6 +60,22 @@ def test_a_step_that_was_done_again_is_shown_once_as_it_was_told_first() -> None
     )
 
 
+def test_loss_and_gradient_norm_have_logarithmic_axes_where_every_value_has_a_logarithm() -> None:
+    events = killed_and_resumed()
+    (section,) = training_sections(history_of(events))
+    assert [chart.title for chart in section.charts if chart.scales == ("linear", "log")] == ["Loss", "Gradient norm"]
+    (section,) = training_sections(history_of([*events, event(12.0, "finetune", "metrics", step=8, loss=0.0)]))
+    assert [chart.title for chart in section.charts if "log" in chart.scales] == ["Gradient norm"]
+
+
+def test_a_training_that_diverged_is_drawn() -> None:
+    norms = (1.0, 1e300, 1.7e308, math.inf)
+    events = [event(n, "finetune", "metrics", step=n, gradient_norm=norm) for n, norm in enumerate(norms)]
+    (section,) = training_sections(history_of([event(0.0, "finetune", "started", step=0), *events]))
+    for scale in section.charts[0].scales:
+        assert svg(section.charts[0], scale).count('class="point') == 3
+
+
 def test_both_trainings_of_lp_ft_are_shown() -> None:
     head = [event(0.5, "linear_head", "metrics", step=1, loss=5.0)]
     sections = list(training_sections(history_of([*head, *killed_and_resumed()])))
@@ -86,6 +104,30 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     run.events_file.write_text("\n".join(lines))
     (section,) = training_sections(history(run))
     assert charts(section)["Loss"][0] == [(2, 3.0), (4, 2.0), (6, 1.0)]
+
+
+def test_events_whose_values_are_of_other_types_cost_no_page() -> None:
+    odd = [
+        event(0.5, "finetune", "attempt", world_size="x", restart=10**400, gpus=[{}, {}], job=[], code=None),
+        event(0.6, "finetune", "started", step="y", total_steps="x"),
+        event(0.7, "finetune", "metrics", step=math.nan, loss=1.0),
+        event(0.7, "finetune", "metrics", step=1, loss=10**400),
+        event(0.8, "finetune", "preflight", warnings=3),
+        event(0.8, "finetune", "epoch", skipped="none"),
+        event(math.nan, "finetune", "attempt"),
+        event(1e300, "finetune", "attempt"),
+        event(0.9, "merge", "finished", bytes=10**400),
+        event(0.9, "evaluate", "started", dataset="photo", start=0, stop=math.inf),
+        event(0.9, "evaluate", "finished", dataset="photo", start=0, stop=math.inf),
+    ]
+    told = history_of([*odd, *killed_and_resumed()])
+    (section,) = training_sections(told)
+    assert charts(section)["Loss"][0] == [(2, 3.0), (4, 2.0), (6, 1.0)]
+    (cost,) = cost_sections(told)
+    assert [cell.text for cell in cost.rows[0].cells][3:] == ["1", "0", "6 steps"]
+    (attempts,) = (each for each in _attempts(told))
+    assert [cell.text for cell in attempts.rows[0].cells][4:] == ["2 x {}", "", "0"]
+    assert history_cautions(told) == ["finetune: 1 step had gradients that are no numbers and changed no weight."]
 
 
 @pytest.mark.matrix
@@ -158,7 +200,39 @@ def test_a_run_in_which_nothing_went_wrong_has_no_such_caution() -> None:
     assert history_cautions(History()) == []
 
 
-def test_only_the_last_warnings_of_many_are_repeated() -> None:
-    events = [event(float(number), "shards", "warning", warning=f"number {number}.") for number in range(11)]
-    found = history_cautions(history_of(events))
-    assert found == [*(f"number {number}." for number in range(3, 11)), "3 earlier warnings are in events.jsonl."]
+@pytest.mark.parametrize(
+    ("num_warnings", "left_out"), [(9, "1 earlier warning is"), (1501, "1,493 earlier warnings are")]
+)
+def test_only_the_last_warnings_of_many_are_repeated(num_warnings: int, left_out: str) -> None:
+    events = [event(float(n), "shards", "warning", warning=f"number {n}.") for n in range(num_warnings)]
+    told = history_of([*events, *events[:1]])
+    last = [f"number {number}." for number in range(num_warnings - 8, num_warnings)]
+    assert history_cautions(told) == [*last, f"{left_out} in events.jsonl."]
+    assert len(told.warnings.last) <= MAX_SENTENCES
+
+
+def test_every_sample_that_was_skipped_is_counted_once_over_all_epochs() -> None:
+    events = [
+        event(float(epoch), "finetune", "epoch", skipped=[f"0.tar: sample {n} is damaged" for n in range(count)])
+        for epoch, count in enumerate((500, 1500, 1500))
+    ]
+    assert history_cautions(history_of(events)) == [
+        "finetune: 1,500 samples of the training set could not be used, such as 0.tar: sample 0 is damaged."
+    ]
+
+
+def test_attempts_of_which_no_code_is_known_are_no_other_code() -> None:
+    old = event(1.0, "merge", "attempt", job=None)
+    assert history_cautions(history_of([old, event(2.0, "evaluate", "attempt", job=None, code="abc")])) == []
+
+
+def test_no_attempt_ends_before_it_began_whatever_the_clocks_say() -> None:
+    told = history_of(
+        [
+            event(100.0, "evaluate", "attempt", job=None, world_size=1),
+            event(104.0, "evaluate", "started", dataset="photo", start=0, stop=10, alphas=[0.0]),
+            event(40.0, "evaluate", "finished", dataset="photo", start=0, stop=10),  # by a host that is a minute behind
+        ]
+    )
+    assert [(each.began, each.ended) for each in told.attempts] == [(100.0, 104.0)]
+    assert [(each.began, each.ended) for each in told.parts] == [(104.0, 104.0)]

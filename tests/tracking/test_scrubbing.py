@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from wiseft_dist.tracking import scrubbing
-from wiseft_dist.tracking.scrubbing import scrubbed, scrubbed_tree
+from wiseft_dist.tracking.scrubbing import hide_hosts_of, scrubbed, scrubbed_tree
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,10 @@ def somebody(monkeypatch):
     monkeypatch.setenv("LOGNAME", "carol")
     monkeypatch.setenv("SOME_API_KEY", "0123456789")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/agent.1")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/K7MDENGbPxRfiCY+EXAMPLE")
+    monkeypatch.setenv("AUTH_FOLDER", "/usr/bin")
+    monkeypatch.setenv("SLURMD_NODENAME", "rack1-7")
+    monkeypatch.setattr(scrubbing, "_OTHER_HOSTS", {})
     monkeypatch.setattr(socket, "gethostname", lambda: "gpu07.cluster.example.org")
     for cached in (scrubbing._hosts, scrubbing._user):
         cached.cache_clear()
@@ -40,7 +44,9 @@ def somebody(monkeypatch):
         ('{"token": "abcdef"}', '{"token": "***"}'),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("the key 0123456789 is wrong", "the key *** is wrong"),
-        ("/tmp/agent.1", "/tmp/agent.1"),
+        ("/tmp/agent.1 is in /usr/bin", "/tmp/agent.1 is in /usr/bin"),
+        ("AWS: /K7MDENGbPxRfiCY+EXAMPLE", "AWS: ***"),
+        ("rack1-7 and gpu08", "HOST and gpu08"),
         ("monkey: banana; key: 3", "monkey: banana; key: 3"),
     ],
 )
@@ -51,3 +57,14 @@ def test_homes_names_hosts_and_secrets_go_and_the_rest_stays(text, shown):
 def test_all_texts_of_a_tree_are_scrubbed_and_its_names_stay():
     tree = {"carol": {"gpu07": ["/home/alice/x", 1, None, True, 0.5]}, "/home/alice/y": "gpu07"}
     assert scrubbed_tree(tree) == {"carol": {"gpu07": ["~/x", 1, None, True, 0.5]}, "~/y": "HOST"}
+
+
+def test_machines_that_the_events_tell_of_are_cut_too():
+    for event in (
+        {"event": "attempt", "host": "gpu08.cluster.example.org"},
+        {"event": "attempt"},
+        {"event": "preflight", "nodes": ["gpu09", "gpu10"]},
+        {"event": "metrics", "host": "loss"},
+    ):
+        hide_hosts_of(event)
+    assert scrubbed("gpu08 (rank 3), gpu09, gpu10 and gpu11: no loss") == "HOST (rank 3), HOST, HOST and gpu11: no loss"

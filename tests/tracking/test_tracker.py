@@ -9,6 +9,8 @@ import pytest
 from mirrored import shown_offline, without_own
 
 from wiseft_dist.config import RunConfig, WandbConfig
+from wiseft_dist.errors import UserError
+from wiseft_dist.pipeline import execute
 from wiseft_dist.run import open_run
 from wiseft_dist.tracking import read_events, tracking, wandb_mode
 from wiseft_dist.tracking.offline_files import offline_files, records
@@ -85,6 +87,9 @@ assert "wandb" not in sys.modules
         (None, {}, "offline"),
         (None, {"WANDB_API_KEY": "x"}, "online"),
         (None, {"WANDB_API_KEY": "x", "WANDB_MODE": "disabled"}, "disabled"),
+        (None, {"WANDB_API_KEY": "x", "WANDB_MODE": "dryrun"}, "offline"),  # older words of W&B's
+        (None, {"WANDB_MODE": "run"}, "online"),
+        (None, {"WANDB_MODE": ""}, "offline"),
         ("offline", {"WANDB_API_KEY": "x", "WANDB_MODE": "online"}, "offline"),
     ],
 )
@@ -94,3 +99,12 @@ def test_the_mode_is_the_configured_one_else_the_environments(monkeypatch, confi
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert wandb_mode(WandbConfig(mode=configured)) == mode
+
+
+def test_a_mode_that_is_none_is_refused_before_the_stage_begins(tmp_path, monkeypatch):
+    run = open_run(config_of(tmp_path, None))
+    monkeypatch.setenv("WANDB_MODE", "shared")
+    with pytest.raises(UserError, match="WANDB_MODE is 'shared': set it to online, offline or disabled"):
+        execute("merge", run)
+    (failed,) = read_events(run)
+    assert (failed["event"], failed["kind"]) == ("failed", "UserError")

@@ -9,13 +9,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+import wandb
 from mirrored import without_own
+from pydantic import ValidationError
 
 from wiseft_dist.config import RunConfig
+from wiseft_dist.errors import UserError
 from wiseft_dist.run import Run, open_run, run_id
 from wiseft_dist.tracking import tracking
 from wiseft_dist.tracking.offline_files import history, last_step, offline_files, records
-from wiseft_dist.tracking.wandb_run import group_name, wandb_id
+from wiseft_dist.tracking.wandb_run import group_name, in_one_line, wandb_id
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -33,6 +37,21 @@ def test_a_run_directory_keeps_its_id_wherever_it_goes_and_another_one_there_has
     assert run_id(open_run(config)) != first
     run.id_file.write_text("")
     assert re.fullmatch("[a-z0-9]{8}", run_id(run))
+
+
+def test_where_no_id_can_be_written_a_sentence_says_so(tmp_path, monkeypatch):
+    def refused(*_args: Any, **_options: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refused)  # for the root of a container nothing is read-only
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} has no id yet, and none can be written there (Perm")):
+        run_id(Run(tmp_path))
+
+
+def test_what_wandb_refuses_is_named():
+    with pytest.raises(ValidationError) as refused:
+        wandb.Settings(run_tags=("x" * 65,))
+    assert in_one_line(refused.value).startswith("run_tags: ")
 
 
 def _ask(run, barrier, answers):
@@ -59,15 +78,16 @@ def test_ids_are_made_of_letters_that_wandb_takes(tmp_path):
 
 
 def test_a_stage_of_a_sweeps_run_has_its_group_type_tag_and_settings(tmp_path):
-    (tmp_path / "learning_rates").mkdir()
-    (tmp_path / "learning_rates" / "sweep.json").write_text("{}")
-    config = config_of(tmp_path / "learning_rates" / "lr_0.1")
+    sweep = tmp_path / f"learning_rates_{'x' * 80}"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text("{}")
+    config = config_of(sweep / "lr_0.1")
     run = open_run(config)
     with tracking(config, run, "linear_head") as tracker:
         tracker.metrics({"loss": 0.5}, step=1)
     (file,) = offline_files(run, wandb_id(run, "linear_head", ""))
     (opened,) = [record.run for record in records(file) if record.HasField("run")]
-    assert (opened.project, opened.job_type, list(opened.tags)) == ("flowers", "finetune", ["learning_rates"])
+    assert (opened.project, opened.job_type, list(opened.tags)) == ("flowers", "finetune", [sweep.name[:64]])
     assert opened.run_group == group_name(run) == f"lr_0.1-{run_id(run)}"
     assert opened.display_name == "lr_0.1-linear_head" and opened.host == ""
     shown = {item.key: json.loads(item.value_json) for item in opened.config.update}

@@ -41,7 +41,7 @@ ENDINGS = {
 }
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 UNDER_WAY = (Outcome.waiting, Outcome.running)
-OUT_OF_HOST_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "xceeded job memory limit")
+OUT_OF_HOST_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "xceeded job memory limit", "xceeded memory limit")
 """What slurmstepd writes into a job's log where Slurm calls the job itself only failed."""
 OUT_OF_GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory")
 WORDS_OF_SLURM = (

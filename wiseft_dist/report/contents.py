@@ -26,6 +26,7 @@ from wiseft_dist.report.sections.selection import cost_sections, selection_secti
 from wiseft_dist.report.sections.training import training_sections
 from wiseft_dist.report.wording import shown_datasets
 from wiseft_dist.run import Run
+from wiseft_dist.tracking.scrubbing import scrubbed
 
 
 def page_of_run(config: RunConfig, run: Run, statistics: Statistics) -> Page:
@@ -40,7 +41,7 @@ def page_of_run(config: RunConfig, run: Run, statistics: Statistics) -> Page:
     return Page(
         run.path.name,
         tuple(lead_sections(statistics)),
-        (*cautions(statistics, counts), *history_cautions(told), *problems),
+        tuple(map(scrubbed, (*cautions(statistics, counts), *history_cautions(told), *problems))),
         (
             *number_sections(statistics, classnames, told),
             *pictures,

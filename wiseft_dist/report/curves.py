@@ -1,4 +1,4 @@
-"""Statistics as charts: the paper's figure, a small one for each dataset, calibration, and the choice of alpha.
+"""Statistics as charts: the paper's figure, and a small one for each dataset.
 
 Accuracies are in percent. A point that is no number is left out; so are the straight line where an end was not
 evaluated, and logit axes where a value has no logit.
@@ -16,10 +16,10 @@ from scipy.special import expit, logit
 
 from wiseft_dist.evaluate.statistics.intervals import Interval
 from wiseft_dist.evaluate.statistics.robustness import Fit, Robustness
-from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, DatasetStatistics, Statistics
+from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
 from wiseft_dist.report.page.charts import GREY, Chart, Line, Point, Scale, Shape
-from wiseft_dist.report.table import choice, named_alphas
-from wiseft_dist.report.wording import ends_and_chosen, has_both, is_all_top1, is_known, metric_name, shown_datasets
+from wiseft_dist.report.table import named_alphas
+from wiseft_dist.report.wording import has_both, is_all_top1, is_known, metric_name, shown_datasets
 
 NUM_SAMPLES = 41
 """Points of a line that is straight on one scale and bent on another."""
@@ -61,7 +61,7 @@ def trade_off(statistics: Statistics) -> Chart:
         *straight_line(places),
         *_only_fit(statistics),
         *([Line("ensembles of outputs", place_points(outputs, x_label, y_label), "curve", OUTPUTS)] if outputs else []),
-        *_curve(places, "ensembles of weights, one point an alpha", x_label, y_label),
+        *curve(places, "ensembles of weights, one point an alpha", x_label, y_label),
         *_marks(statistics, places, x_label, y_label),
     ]
     title = f"{y_label} against {x_label}" if has_both(statistics) else f"{y_label} over alpha"
@@ -74,42 +74,6 @@ def dataset_charts(statistics: Statistics) -> tuple[Chart, ...]:
     return tuple(_of_dataset(statistics, name) for name in shown_datasets(statistics))
 
 
-def reliability_chart(statistics: Statistics, dataset: DatasetStatistics) -> Chart:
-    """How often a model is right, by how sure it says it is; on the diagonal the two are the same."""
-    lines = [Line("as sure as right", tuple(Point(x, x) for x in (0.0, 100.0)), "dotted", STRAIGHT)]
-    for colour, (name, alpha) in zip((1, 4, 2), ends_and_chosen(statistics).items(), strict=False):
-        points = tuple(
-            Point(
-                100 * entry.confidence,
-                100 * entry.accuracy,
-                f"{name}, confidence {100 * entry.low:.0f} to {100 * entry.high:.0f} %: "
-                f"{entry.num_samples:,} samples, {100 * entry.accuracy:.2f} % right",
-            )
-            for entry in dataset.at(alpha).reliability
-            if entry.confidence is not None and entry.accuracy is not None
-        )
-        lines.append(Line(name, points, "curve", colour))
-    return Chart(dataset.title, "confidence (%)", "right (%)", tuple(lines), is_small=True)
-
-
-def selection_chart(statistics: Statistics) -> Chart | None:
-    """The accuracy that chose alpha, and what an oracle would have looked at; None where nothing was held out."""
-    held_out = next((each for each in statistics.datasets.values() if each.role == "id_val"), None)
-    chosen, oracle = choice(statistics, "id_val"), choice(statistics, "oracle")
-    if held_out is None or chosen is None:
-        return None
-    label = f"held-out piece, {metric_name(held_out)}"
-    places = [_over_alpha(entry) for entry in held_out.alphas]
-    lines = _curve(places, f"{label} (it decides)", "alpha", label)
-    lines += [Line(f"chosen ({chosen.alpha:g})", _at(places, chosen.alpha, "alpha", label), "mark", 4, "plus")]
-    seen = [place for place in _oracle_places(statistics) if place.is_known]
-    if seen and oracle is not None:
-        name = "mean of reference and shift average" if statistics.reference else "shift average"
-        lines += [Line(f"{name} (a bound: it saw the shifts)", place_points(seen, "alpha", name), "dashed", FIT)]
-        lines += [Line(f"oracle ({oracle.alpha:g})", _at(seen, oracle.alpha, "alpha", name), "mark", FIT, "star")]
-    return replace(chart_of("The accuracy that chose alpha", "alpha", "accuracy (%)", lines, False), is_small=True)
-
-
 def trade_off_places(statistics: Statistics) -> list[Place]:
     """Where each alpha lies in the paper's figure, known or not."""
     averages = {entry.alpha: entry for entry in statistics.shift_average}
@@ -119,7 +83,7 @@ def trade_off_places(statistics: Statistics) -> list[Place]:
         ]
     reference = statistics.datasets[statistics.reference]
     if not averages:
-        return [_over_alpha(entry) for entry in reference.alphas]
+        return [over_alpha(entry) for entry in reference.alphas]
     return [
         Place(
             entry.alpha,
@@ -136,7 +100,7 @@ def dataset_places(statistics: Statistics, name: str) -> list[Place]:
     """Where each alpha lies in a dataset's figure: over the reference; over alpha of the reference, or without one."""
     dataset = statistics.datasets[name]
     if statistics.reference in (None, name):
-        return [_over_alpha(entry) for entry in dataset.alphas]
+        return [over_alpha(entry) for entry in dataset.alphas]
     reference = statistics.datasets[str(statistics.reference)]
     return [
         Place(a.alpha, 100 * a.value, 100 * b.value, _range(a.interval), _range(b.interval))
@@ -179,7 +143,7 @@ def _of_dataset(statistics: Statistics, name: str) -> Chart:
     else:
         x_label, fit = f"{statistics.datasets[str(statistics.reference)].title} (%)", []
         places = dataset_places(statistics, name)
-    lines = [*straight_line(places), *fit, *_curve(places, "ensembles", x_label, label, with_labels=False)]
+    lines = [*straight_line(places), *fit, *curve(places, "ensembles", x_label, label, with_labels=False)]
     lines += _marks(statistics, places, x_label, label)
     has_logit = robustness is not None or not is_over_alpha
     # What standard models are held against is an accuracy on some classes, which no table of the page has.
@@ -187,7 +151,8 @@ def _of_dataset(statistics: Statistics, name: str) -> Chart:
     return replace(chart_of(dataset.title, x_label, label, lines, has_logit), is_small=True, is_tabled=is_tabled)
 
 
-def _curve(places: Sequence[Place], name: str, x_label: str, y_label: str, *, with_labels: bool = True) -> list[Line]:
+def curve(places: Sequence[Place], name: str, x_label: str, y_label: str, *, with_labels: bool = True) -> list[Line]:
+    """The ensembles, one point an alpha; empty where nothing is known."""
     known = [place for place in places if place.is_known]
     points = place_points(known, x_label, y_label)
     if with_labels:
@@ -206,14 +171,20 @@ def _point(place: Place, x_label: str, y_label: str) -> Point:
     return Point(place.x, place.y, text, x_range=place.x_range, y_range=place.y_range)
 
 
+def mark_of(statistics: Statistics, alpha: float) -> tuple[int, Shape]:
+    """Colour and shape of an alpha in every figure; one that is several things looks as what is drawn last."""
+    names = [name for name, of in named_alphas(statistics).items() if of == alpha and name in MARKS]
+    return MARKS[names[-1]] if names else (ENSEMBLES, "circle")
+
+
 def _marks(statistics: Statistics, places: Sequence[Place], x_label: str, y_label: str) -> Iterator[Line]:
     for name, alpha in named_alphas(statistics).items():
-        if name in MARKS and (point := _at(places, alpha, x_label, y_label)):
+        if name in MARKS and (point := point_at(places, alpha, x_label, y_label)):
             colour, shape = MARKS[name]
             yield Line(f"{name} ({alpha:g})", point, "mark", colour, shape)
 
 
-def _at(places: Iterable[Place], alpha: float, x_label: str, y_label: str) -> tuple[Point, ...]:
+def point_at(places: Iterable[Place], alpha: float, x_label: str, y_label: str) -> tuple[Point, ...]:
     """The point of an alpha alone, without its ranges, which the curve has."""
     found = (place for place in places if place.alpha == alpha and place.is_known)
     return tuple(replace(_point(place, x_label, y_label), x_range=None, y_range=None) for place in found)
@@ -277,16 +248,8 @@ def _output_places(statistics: Statistics) -> Iterator[Place]:
             yield Place(alpha, x, sum(ys) / len(ys))
 
 
-def _oracle_places(statistics: Statistics) -> Iterator[Place]:
-    for entry in statistics.shift_average:
-        if statistics.reference is None:
-            yield Place(entry.alpha, entry.alpha, 100 * entry.value)
-        else:
-            reference = statistics.datasets[statistics.reference].at(entry.alpha).value
-            yield Place(entry.alpha, entry.alpha, 50 * (entry.value + reference))
-
-
-def _over_alpha(entry: AlphaStatistics) -> Place:
+def over_alpha(entry: AlphaStatistics) -> Place:
+    """A dataset's own accuracy, over alpha."""
     return Place(entry.alpha, entry.alpha, 100 * entry.value, None, _range(entry.interval))
 
 

@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wiseft_dist.evaluate.statistics.statistics import Statistics
 from wiseft_dist.report.curves import dataset_charts, trade_off
 from wiseft_dist.report.page.charts import Chart
+from wiseft_dist.report.page.text import shown
 from wiseft_dist.run import FIGURE_FORMATS, FIGURES
 
 if TYPE_CHECKING:
@@ -62,10 +64,17 @@ STYLE: dict[Any, Any] = {
 def draw_figures(statistics: Statistics, folder: Path) -> None:
     """Draw every figure of a report in every format; see :data:`wiseft_dist.run.FIGURES`."""
     with _drawing():
-        curve = trade_off(statistics)
+        curve = _shown(trade_off(statistics))
         _save(_one(curve, "linear"), folder, FIGURES[0])
         _save(_one(curve, "logit"), folder, FIGURES[1])
-        _save(_many(dataset_charts(statistics)), folder, FIGURES[2])
+        _save(_many([_shown(chart) for chart in dataset_charts(statistics)]), folder, FIGURES[2])
+
+
+def _shown(chart: Chart) -> Chart:
+    """With texts, which are from anywhere, as files may hold them: without control characters and other unseen ones."""
+    lines = tuple(replace(line, name=shown(line.name)) for line in chart.lines)
+    texts = (shown(chart.title), shown(chart.x_label), shown(chart.y_label))
+    return replace(chart, title=texts[0], x_label=texts[1], y_label=texts[2], lines=lines)
 
 
 @contextmanager

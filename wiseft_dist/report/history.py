@@ -17,7 +17,11 @@ from wiseft_dist.tracking.events import each_event
 TRAININGS = ("linear_head", "finetune")
 """What stands as ``stage`` in the events of a training; LP-FT has the first before the second."""
 MAX_SENTENCES = 200
-"""Different warnings and failures that are kept."""
+"""Of different warnings, so many are kept; the last ones."""
+LATEST = 1e11
+"""Seconds since 1970; a time beyond it, in the year 5138, is none."""
+MOST = 2**62
+"""A count beyond it is none: it would not even be a number to divide."""
 NOT_SERIES = ("time", "step", "alpha")
 
 
@@ -39,6 +43,30 @@ class Series:
 
 
 @dataclass
+class Sentences:
+    """Different sentences: how many there were, the first one, and the last ones."""
+
+    first: str = ""
+    last: dict[str, None] = field(default_factory=dict)
+    """In the order in which they were told first, at most :data:`MAX_SENTENCES`."""
+    _hashes: set[int] = field(default_factory=set)
+    """Of all of them: far smaller than they are."""
+
+    def add(self, text: str) -> None:
+        """Take one, unless it is empty or was told before."""
+        if not text or hash(text) in self._hashes:
+            return
+        self._hashes.add(hash(text))
+        self.first = self.first or text
+        self.last[text] = None
+        if len(self.last) > MAX_SENTENCES:
+            del self.last[next(iter(self.last))]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+
+@dataclass
 class Training:
     """One training of a run."""
 
@@ -49,8 +77,8 @@ class Training:
     num_sessions: int = 0
     total_steps: int | None = None
     num_bad_steps: int = 0
-    skipped: list[str] = field(default_factory=list)
-    """A sentence for each training sample that could not be used."""
+    skipped: Sentences = field(default_factory=Sentences)
+    """One for each training sample that could not be used."""
     bottleneck: str = ""
     """What held the last session up."""
 
@@ -64,7 +92,7 @@ class Attempt:
     began: float
     """Seconds since 1970."""
     ended: float
-    """When the stage was heard of last before its next start."""
+    """When the stage was heard of last before its next start; never before ``began``, whatever hosts' clocks say."""
     event: Mapping[str, Any]
     """What it told of itself: host, world_size, restart, code, libraries, ..."""
 
@@ -74,9 +102,14 @@ class Attempt:
         return _count(self.event.get("world_size"))
 
     @property
+    def num_requeues(self) -> int:
+        """How often Slurm had started its job before."""
+        return _count(self.event.get("restart"), least=0)
+
+    @property
     def is_requeued(self) -> bool:
         """Whether Slurm had started its job before."""
-        return _count(self.event.get("restart"), least=0) > 0
+        return self.num_requeues > 0
 
 
 @dataclass(frozen=True)
@@ -100,8 +133,7 @@ class History:
     codes: list[Mapping[str, Any]] = field(default_factory=list)
     """Events that name the code, each code once in the order of its first use."""
     merged_bytes: int = 0
-    warnings: dict[str, None] = field(default_factory=dict)
-    """Sentences, each once."""
+    warnings: Sentences = field(default_factory=Sentences)
     failures: dict[str, int] = field(default_factory=dict)
     """By stage, how often it failed."""
     first: float = math.nan
@@ -131,10 +163,10 @@ class _Reader:
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Take one event; one that is not what it should be is passed over."""
-        stage, name, when = event.get("stage"), event.get("event"), event.get("time")
-        if not isinstance(stage, str) or not isinstance(name, str) or not isinstance(when, int | float):
+        stage, name, when = event.get("stage"), event.get("event"), _number(event.get("time"))
+        if not isinstance(stage, str) or not isinstance(name, str) or when is None or not 0 <= when <= LATEST:
             return
-        self._clock(stage, name, float(when))
+        self._clock(stage, name, when)
         if name == "metrics":
             if stage in TRAININGS:
                 self._metrics(stage, event)
@@ -147,18 +179,18 @@ class _Reader:
         found.last = when if math.isnan(found.last) else max(found.last, when)
         if name != "attempt":
             for attempt in self.open_attempts.get("finetune" if stage in TRAININGS else stage, ()):
-                attempt.ended = when
+                attempt.ended = max(attempt.ended, when)
 
     def _training(self, stage: str) -> Training:
         return self.found.trainings.setdefault(stage, Training(stage))
 
     def _metrics(self, stage: str, event: Mapping[str, Any]) -> None:
-        step = event.get("step")
-        if not isinstance(step, int | float):
+        step = _number(event.get("step"))
+        if step is None or not math.isfinite(step):
             return
         series = self._training(stage).series
-        for name, value in event.items():
-            if isinstance(value, int | float) and name not in NOT_SERIES:
+        for name, given in event.items():
+            if name not in NOT_SERIES and (value := _number(given)) is not None:
                 if name not in series:
                     series[name] = Series()
                 series[name].add(step, value)
@@ -179,8 +211,8 @@ class _Reader:
         if stage in TRAININGS:
             training, step = self._training(stage), event.get("step")
             training.num_sessions += 1
-            training.total_steps = event.get("total_steps", training.total_steps)
-            if training.num_sessions > 1 and isinstance(step, int):
+            training.total_steps = _count(event.get("total_steps"), least=0) or training.total_steps
+            if training.num_sessions > 1 and isinstance(step, int) and abs(step) <= MOST:
                 training.resumed.append(step)
         elif stage == "evaluate":
             self.open_parts[_part(event)] = event
@@ -194,10 +226,11 @@ class _Reader:
         try:
             num_samples = int(event["stop"]) - int(event["start"])
             num_members = len(started.get("alphas", ())) + len(started.get("output_alphas", ()))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return
-        times = (float(started["time"]), float(event["time"]))
-        self.found.parts.append(ScoredPart(str(event.get("dataset")), num_samples, num_members, *times))
+        began, ended = float(started["time"]), float(event["time"])
+        dataset = str(event.get("dataset"))
+        self.found.parts.append(ScoredPart(dataset, num_samples, num_members, began, max(began, ended)))
 
     def _on_bad_step(self, stage: str, event: Mapping[str, Any]) -> None:
         self._training(stage).num_bad_steps += 1
@@ -207,17 +240,16 @@ class _Reader:
 
     def _on_epoch(self, stage: str, event: Mapping[str, Any]) -> None:
         skipped = event.get("skipped")
-        if isinstance(skipped, list):
-            known = self._training(stage).skipped
-            known += [text for text in map(str, skipped) if text not in known][:MAX_SENTENCES]
+        for text in skipped if isinstance(skipped, list) else ():
+            self._training(stage).skipped.add(str(text))
 
     def _on_warning(self, stage: str, event: Mapping[str, Any]) -> None:
-        if len(self.found.warnings) < MAX_SENTENCES:
-            self.found.warnings.setdefault(str(event.get("warning", "")))
+        self.found.warnings.add(str(event.get("warning", "")))
 
     def _on_preflight(self, stage: str, event: Mapping[str, Any]) -> None:
-        for text in event.get("warnings") or ():
-            self._on_warning(stage, {"warning": text})
+        warnings = event.get("warnings")
+        for text in warnings if isinstance(warnings, list) else ():
+            self.found.warnings.add(str(text))
 
     def _on_failed(self, stage: str, event: Mapping[str, Any]) -> None:
         self.found.failures[stage] = self.found.failures.get(stage, 0) + 1
@@ -228,4 +260,12 @@ def _part(event: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _count(value: Any, *, least: int = 1) -> int:
-    return max(least, value) if isinstance(value, int) else least
+    return max(least, value) if isinstance(value, int) and value <= MOST else least
+
+
+def _number(value: Any) -> float | None:
+    """None of what is no number, and of one that no computer counts with."""
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return None

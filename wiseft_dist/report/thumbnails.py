@@ -20,7 +20,7 @@ from typing import Any
 
 from wiseft_dist import storage
 from wiseft_dist.data.manifest import Shard
-from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.errors import RunError
 
 SIDE = 160
 """Pixels of a thumbnail's longer side."""
@@ -108,13 +108,19 @@ def _affordable(places: Sequence[Place]) -> tuple[list[Place], dict[Place, str]]
 
 def _answers(places: Sequence[Place], seconds: float) -> Iterator[dict[str, Any]]:
     """What the other process tells of each place, in the order in which it is done."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wiseft_dist.report.thumbnails"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **PATIENCE},
-    )
+    try:
+        process = subprocess.Popen(
+            # -P: the working directory is no place to take modules from.
+            [sys.executable, "-P", "-m", "wiseft_dist.report.thumbnails"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **PATIENCE},
+        )
+    except OSError as error:  # no memory, or too many processes
+        reason = f"no process could be started to read it ({error})."
+        yield from ({"number": number, "error": reason} for number in range(len(places)))
+        return
     assert process.stdin is not None and process.stdout is not None
     timer = threading.Timer(seconds, process.kill)
     timer.start()
@@ -149,8 +155,8 @@ def _shard(given: dict[str, Any]) -> Shard:
 def _answer(number: int, place: Place) -> dict[str, Any]:
     try:
         return {"number": number, "jpeg": base64.b64encode(thumbnail_of(place)).decode()}
-    except (RunError, UserError, OSError, ValueError) as error:
-        return {"number": number, "error": str(error)}
+    except Exception as error:  # a decoder fails in any way, or has no memory left: the other pictures are still told
+        return {"number": number, "error": str(error) or type(error).__name__}
 
 
 def thumbnail_of(place: Place) -> bytes:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from http.client import HTTPException
+from ssl import SSLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, proxy_bypass, urlopen
 
 from wiseft_dist.storage.urls import without_secrets
 
@@ -37,6 +40,18 @@ class Login:
         except (OSError, ValueError) as error:
             return str(error)
         return ""
+
+    def answers(self, seconds: float) -> bool:
+        """Whether a web server answers at the address, whatever it says."""
+        parts = urlsplit(self.address)
+        place = parts.netloc.rpartition("@")[2]
+        try:
+            urlopen(f"{parts.scheme}://{place}/healthz", timeout=seconds).close()
+        except HTTPError:
+            return True
+        except (OSError, ValueError, HTTPException) as error:  # a certificate that W&B may know was shown by somebody
+            return isinstance(getattr(error, "reason", None), SSLError)
+        return True
 
 
 def wandb_login() -> Login:

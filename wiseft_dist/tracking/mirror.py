@@ -28,10 +28,13 @@ from typing import IO, Any, Literal
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run
 from wiseft_dist.tracking.events import Tail
-from wiseft_dist.tracking.offline_files import last_step
+from wiseft_dist.tracking.killing import kill_children, kill_with_children
+from wiseft_dist.tracking.login import wandb_login
+from wiseft_dist.tracking.offline_files import last_step, last_step_of, offline_files
+from wiseft_dist.tracking.private_folder import remove_private_folder
 from wiseft_dist.tracking.replay import Alert, Item, Preempting, Replay, Row
-from wiseft_dist.tracking.scrubbing import scrubbed
-from wiseft_dist.tracking.wandb_run import Mode, forget_other_variables, open_wandb_run, tell, wandb_id
+from wiseft_dist.tracking.scrubbing import hide_hosts_of, scrubbed
+from wiseft_dist.tracking.wandb_run import Mode, forget_other_variables, in_one_line, open_wandb_run, tell, wandb_id
 
 Outcome = Literal["finished", "failed", "stopped", "killed"]
 """How the stage ended: by itself, with an error, because someone told it to, or so that it could not say."""
@@ -42,8 +45,8 @@ STOPPED_SECONDS = 3.0
 """For what is left, where a stage was told to stop: whoever told it does not wait long."""
 KILLED_SECONDS = 5.0
 """The same where the stage was killed: nothing of its job may stay behind."""
-MAX_LOCK_SECONDS = 60.0
-"""For which the mirror of a killed attempt is waited for."""
+SILENT_SECONDS = 5.0
+"""For which a server that answers nothing at all is waited for when the stage has ended."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,10 @@ class Mirror:
     def __init__(self, order: Order, commands: int, answers: IO[str]) -> None:
         self._order, self._commands, self._answers = order, commands, answers
         self._run = Run(Path(order.run))
-        self._ended, self._is_open = Event(), False
-        self._end = End("killed", KILLED_SECONDS)
+        self._ended, self._end = Event(), End("killed", KILLED_SECONDS)
+        self._waits_for_lock = self._is_open = self._has_told_failure = False
+        self._asked_at, self._has_answered = float("inf"), False
+        self._files_before: list[Path] = []
         self._id = wandb_id(self._run, order.stage, order.job)
 
     @cached_property
@@ -112,7 +117,7 @@ class Mirror:
     def run(self) -> None:
         """Show everything there is to show, or say what is wrong; at the deadline it ends in any case."""
         Thread(target=self._watch_stage, daemon=True).start()
-        pause = FIRST_RETRY_SECONDS
+        pause, has_ended = FIRST_RETRY_SECONDS, False
         while True:
             try:
                 self._mirror()
@@ -122,26 +127,50 @@ class Mirror:
             except Exception as error:  # W&B may raise whatever it likes
                 if self._ended.is_set() and self._end.outcome == "stopped":
                     return  # its process was killed at the deadline, as was to be
-                self._tell_problem(_first_line(error))
-            if self._ended.wait(pause):
+                self._tell_problem(in_one_line(error))
+            _forget_service()
+            if has_ended or (self._ended.wait(pause) and self._order.mode == "online"):
                 return
+            has_ended = self._ended.is_set()  # offline one more try is cheap
             pause = min(2 * pause, LONGEST_RETRY_SECONDS)
 
     def _watch_stage(self) -> None:
         """Wait for the stage's last word or death, then for the deadline; then kill W&B's process and this one."""
         self._end = self._last_word()
         self._ended.set()
+        if self._order.mode == "online":
+            Thread(target=self._ask_server, daemon=True).start()
         deadline = time.monotonic() + self._end.seconds
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := deadline - time.monotonic()) > 0 and not self._is_silent():
             if os.getppid() != self._order.stage_pid:  # nobody waits for this process any more
-                deadline = min(deadline, time.monotonic() + KILLED_SECONDS)
+                time.sleep(min(left, KILLED_SECONDS))
                 break
             time.sleep(min(left, POLL_SECONDS))
-        time.sleep(max(0.0, deadline - time.monotonic()))
         if self._end.outcome in ("finished", "failed"):
-            did_not = "take everything" if self._is_open else "answer"
-            self._tell_problem(f"W&B did not {did_not} within {self._end.seconds:g} s (wandb.finish_seconds)")
+            self._tell_problem(self._why_late())
+        kill_children()  # they may write into the folder
+        remove_private_folder()
         kill_with_children(os.getpid())
+
+    def _ask_server(self) -> None:
+        """Find out whether anybody answers at all: else the stage does not wait for what cannot be sent."""
+        with suppress(Exception):  # without the package there is nothing to wait for, and the other thread says so
+            login = wandb_login()
+            self._asked_at = time.monotonic()
+            while not (self._has_answered or self._is_silent()):
+                self._has_answered = login.answers(SILENT_SECONDS)
+                time.sleep(0.1)
+
+    def _is_silent(self) -> bool:
+        return not (self._has_answered or self._waits_for_lock) and time.monotonic() > self._asked_at + SILENT_SECONDS
+
+    def _why_late(self) -> str:
+        if self._waits_for_lock:
+            return "another process is sending it"
+        if self._is_silent():
+            return f"W&B did not answer within {SILENT_SECONDS:g} s"
+        did_not = "take everything" if self._is_open else "answer"
+        return f"W&B did not {did_not} within {self._end.seconds:g} s (wandb.finish_seconds)"
 
     def _last_word(self) -> End:
         """What the stage says; its death shows even where a process that it forked holds the pipe open."""
@@ -165,11 +194,13 @@ class Mirror:
             for item in self._items(Replay(self._order.stage, self._order.job, after=after)):
                 tell(wandb_run, item, config=self._config, run=self._run, job=self._order.job, after=after)
                 told = item.step if isinstance(item, Row) else told
-            self._close(wandb_run, told)
+            self._close(wandb_run, told, after)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """While no other mirror writes to the same W&B run: that of an attempt that was just killed may still do.
+        """While no other process writes to the same W&B run: the mirror of a killed attempt, or `wiseft sync`.
+
+        Never without the lock: two that write at once lose or double each other's steps. The deadline ends the wait.
 
         Raises:
             OSError: if nothing can be written there; W&B itself would turn to the temporary folder.
@@ -177,9 +208,10 @@ class Mirror:
         folder = self._run.path / "wandb"
         folder.mkdir(exist_ok=True)
         with (folder / f"{self._id}.lock").open("a") as handle:
-            deadline = time.monotonic() + MAX_LOCK_SECONDS
-            while not _locked(handle) and time.monotonic() < deadline and not self._ended.is_set():
+            while not _locked(handle):
+                self._waits_for_lock = True
                 time.sleep(0.1)
+            self._waits_for_lock = False
             handle.truncate(0)
             handle.write(f"{self._order.mode}\n")  # `wiseft sync` wants to know
             handle.flush()
@@ -191,7 +223,7 @@ class Mirror:
         forget_other_variables()
         order, held = self._order, -1
         if order.mode == "offline":
-            held = last_step(self._run, self._id)
+            held, self._files_before = last_step(self._run, self._id), offline_files(self._run, self._id)
         wandb_run = open_wandb_run(
             self._config, self._run, order.stage, order.job, mode=order.mode, stats_pid=order.stage_pid
         )
@@ -204,6 +236,7 @@ class Mirror:
         while True:
             is_last = self._ended.is_set()
             for begin, event in tail.read():
+                hide_hosts_of(event)
                 yield from self._current(replay.feed(event), is_new=begin >= self._order.known_bytes)
             if is_last:
                 break
@@ -211,16 +244,22 @@ class Mirror:
         if self._end.error is not None:  # its event is written after the mirror is gone
             kind, text = self._end.error
             failed = {"stage": self._order.stage, "job": self._order.job, "event": "failed"}
-            yield from replay.feed(failed | {"kind": kind, "error": text})
+            yield from self._current(replay.feed(failed | {"kind": kind, "error": text}), is_new=True)
         if self._end.outcome == "finished":
             yield from replay.flush()
 
-    @staticmethod
-    def _current(items: Iterator[Item], *, is_new: bool) -> Iterator[Item]:
-        """Without messages about what an earlier attempt has told already."""
-        return (item for item in items if is_new or not isinstance(item, Alert | Preempting))
+    def _current(self, items: Iterator[Item], *, is_new: bool) -> Iterator[Item]:
+        """Without messages about what an earlier attempt, or another rank of this one, has told already."""
+        for item in items:
+            if isinstance(item, Alert | Preempting) and not is_new:
+                continue
+            if isinstance(item, Alert) and item.level == "ERROR":
+                if self._has_told_failure:
+                    continue
+                self._has_told_failure = True
+            yield item
 
-    def _close(self, wandb_run: Any, told: int) -> None:
+    def _close(self, wandb_run: Any, told: int, after: int) -> None:
         """Wait until W&B has taken everything.
 
         Raises:
@@ -230,8 +269,13 @@ class Mirror:
 
         wandb_run.finish(exit_code=0 if self._end.outcome == "finished" else 1)
         wandb.teardown()  # ends when W&B's own process has
-        if self._order.mode == "offline" and last_step(self._run, self._id) < told:
+        if self._order.mode == "offline" and told > after and self._last_written() < told:
             raise OSError(f"the offline file in {self._run.path / 'wandb'} does not hold every step: is the disk full?")
+
+    def _last_written(self) -> int:
+        """The last step in what was written since the W&B run was opened."""
+        written = set(offline_files(self._run, self._id)) - set(self._files_before)
+        return max(map(last_step_of, written), default=-1)
 
 
 def _locked(handle: IO[str]) -> bool:
@@ -244,23 +288,13 @@ def _locked(handle: IO[str]) -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
-    return scrubbed(str(error).strip().split("\n")[0])[:300].rstrip(".") or type(error).__name__
+def _forget_service() -> None:
+    """End W&B's own process, so that the next attempt begins with another one."""
+    kill_children()
+    with suppress(Exception, SystemExit):  # which W&B raises for a process of its own that was killed
+        import wandb
 
-
-def kill_with_children(pid: int) -> None:
-    """Kill a process and everything that it has started, itself last."""
-    import psutil
-
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        children = process.children(recursive=True)
-        for child in children:
-            with suppress(psutil.Error):
-                child.kill()
-        if pid == os.getpid():
-            psutil.wait_procs(children, timeout=1)  # collected here, nobody else has to
-        process.kill()
+        wandb.teardown()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,9 +16,14 @@ import wiseft_dist
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
 from wiseft_dist.tracking.events import append_event
-from wiseft_dist.tracking.mirror import STOPPED_SECONDS, End, Order, Outcome, kill_with_children
+from wiseft_dist.tracking.killing import kill_with_children
+from wiseft_dist.tracking.mirror import STOPPED_SECONDS, End, Order, Outcome
+from wiseft_dist.tracking.private_folder import VARIABLE, new_folder
 from wiseft_dist.tracking.wandb_run import Mode
 
+FAILED_SECONDS = 20.0
+"""For the message about a failed stage: its end is written to the events only after that."""
+MOST_SECONDS: dict[Outcome, float] = {"stopped": STOPPED_SECONDS, "failed": FAILED_SECONDS}
 MARGIN_SECONDS = 5.0
 """More than the mirror itself takes: it may have been stopped, or the machine is very slow."""
 
@@ -40,13 +46,14 @@ class MirrorProcess:
         self._run, self._stage, self._job, self._finish_seconds = run, stage, job, finish_seconds
         self._has_warned = False
         known = run.events_file.stat().st_size if run.events_file.is_file() else 0
+        self._folder = new_folder()
         order = Order(str(run.path), stage, job, mode, stage_pid=os.getpid(), known_bytes=known)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "wiseft_dist.tracking.mirror", json.dumps(asdict(order))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1", VARIABLE: str(self._folder)},
             start_new_session=True,  # Ctrl-C and what is sent to the stage's group are not for it
         )
         self._listener = Thread(target=self._listen, daemon=True)
@@ -59,7 +66,7 @@ class MirrorProcess:
             outcome: How.
             error: What made it fail.
         """
-        seconds = min(STOPPED_SECONDS, self._finish_seconds) if outcome == "stopped" else self._finish_seconds
+        seconds = min(MOST_SECONDS.get(outcome, self._finish_seconds), self._finish_seconds)
         words = (type(error).__name__, str(error)) if error is not None and outcome == "failed" else None
         process = self._process
         assert process.stdin is not None
@@ -72,6 +79,7 @@ class MirrorProcess:
         except subprocess.TimeoutExpired:
             kill_with_children(process.pid)
         code = process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)  # it may have been killed
         self._listener.join(MARGIN_SECONDS)
         if code and outcome != "stopped":
             self._warn(f"the process that tells W&B ended with {code}")

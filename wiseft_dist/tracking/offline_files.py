@@ -29,8 +29,20 @@ def offline_files(run: Run, wandb_id: str) -> list[Path]:
 
 def last_step(run: Run, wandb_id: str) -> int:
     """The highest step that the offline files of a W&B run hold; -1 where there is none."""
-    steps = [int(row["_step"]) for file in offline_files(run, wandb_id) for row in history(file)]
-    return max(steps, default=-1)
+    return max(map(last_step_of, offline_files(run, wandb_id)), default=-1)
+
+
+def last_step_of(file: Path) -> int:
+    """The last step that a file holds; -1 where there is none. Read from its end: steps rise in a file."""
+    for data in reversed(list(_payloads(file.read_bytes()))):
+        record = _parsed(data)
+        if record is not None and record.HasField("history"):
+            for item in record.history.item:
+                if _name(item) == "_step":
+                    return int(json.loads(item.value_json))
+            if record.history.HasField("step"):
+                return int(record.history.step.num)
+    return -1
 
 
 def history(file: Path) -> Iterator[dict[str, Any]]:
@@ -46,16 +58,24 @@ def history(file: Path) -> Iterator[dict[str, Any]]:
 
 def records(file: Path) -> Iterator[Any]:
     """Every record of an offline file."""
+    for data in _payloads(file.read_bytes()):
+        record = _parsed(data)
+        if record is None:
+            return
+        yield record
+
+
+def _parsed(data: bytes) -> Any:
+    """A record; None where it is none."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2
 
-    for data in _payloads(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        try:
-            record.ParseFromString(data)
-        except DecodeError:
-            return
-        yield record
+    record = wandb_internal_pb2.Record()
+    try:
+        record.ParseFromString(data)
+    except DecodeError:
+        return None
+    return record
 
 
 def _name(item: Any) -> str:

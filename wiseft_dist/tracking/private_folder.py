@@ -15,17 +15,35 @@ from wiseft_dist.tracking.scrubbing import scrubbed
 TEMPORARY = "/tmp"
 """Before ``TMPDIR``, which on clusters is often a directory with the user's name."""
 
+VARIABLE = "WISEFT_WANDB_FOLDER"
+"""Names the folder that the stage's process has made for its mirror, and removes after it."""
 TEXTS = ("model.json", "README.md")
 """Of a merged model: where it comes from, with the paths of its sources."""
 
 
 @cache
 def private_folder() -> Path:
-    """This process's own; gone when it ends."""
-    parent = TEMPORARY if os.access(TEMPORARY, os.W_OK | os.X_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="wiseft_wandb_", dir=parent))
+    """This process's own, or the one that it was given; gone when it ends."""
+    given = os.environ.get(VARIABLE)
+    folder = Path(given) if given else new_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def new_folder() -> Path:
+    """An empty folder.
+
+    Raises:
+        OSError: if none can be made.
+    """
+    parent = TEMPORARY if os.access(TEMPORARY, os.W_OK | os.X_OK) else None
+    return Path(tempfile.mkdtemp(prefix="wiseft_wandb_", dir=parent))
+
+
+def remove_private_folder() -> None:
+    """Remove it, where there is one, in a process that does not come to its ordinary end."""
+    if os.environ.get(VARIABLE) or private_folder.cache_info().currsize:
+        shutil.rmtree(private_folder(), ignore_errors=True)
 
 
 def disguised(model: Path) -> Path:

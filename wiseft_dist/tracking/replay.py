@@ -28,7 +28,7 @@ class Row:
     """W&B's own ``_step``: rising within a W&B run. Of trainings, our step."""
     values: dict[str, float | str]
     time: float | None = None
-    """When the last of it was told, in seconds since 1970."""
+    """When the first of it was told, in seconds since 1970."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,14 +24,27 @@ from wiseft_dist.tracking.events import read_events
 from wiseft_dist.tracking.login import wandb_login
 from wiseft_dist.tracking.replay import Item, Replay, Row, Summary, wandb_runs
 from wiseft_dist.tracking.replay import Report as WrittenReport
-from wiseft_dist.tracking.scrubbing import scrubbed
+from wiseft_dist.tracking.scrubbing import hide_hosts_of
 from wiseft_dist.tracking.shown_report import num_rows_of_report
-from wiseft_dist.tracking.wandb_run import forget_other_variables, group_name, open_wandb_run, tell, wandb_id
+from wiseft_dist.tracking.wandb_run import (
+    forget_other_variables,
+    group_name,
+    in_one_line,
+    open_wandb_run,
+    tell,
+    wandb_id,
+)
 from wiseft_dist.tracking.writers import only_sender
 
 OPEN_SECONDS = 30.0
 """Which W&B may take to answer the first question."""
+QUIET_SECONDS = 3600.0
+"""After its last word a training at which nobody is known to be at work counts as killed."""
 Events = Sequence[dict[str, Any]]
+
+
+class RefusedKeyError(UserError):
+    """W&B does not know the key: nothing else can be sent with it either."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class Target:
     config: RunConfig
     stage: str
     job: str
+    is_at_work: bool = False
+    """Whether a process is known to be at work on the run."""
 
     @property
     def wandb_id(self) -> str:
@@ -56,6 +72,8 @@ class Target:
         """What W&B shows of it; messages and preemptions are of a moment that is over."""
         replay = Replay(self.stage, self.job, after=after)
         told: list[Item] = [item for event in events for item in replay.feed(event)]
+        if not self.is_at_work and _quiet_seconds(_own(self, events)) > QUIET_SECONDS:  # killed: nothing more comes
+            told += replay.flush()
         reports = [item for item in told if isinstance(item, WrittenReport)]
         return [item for item in told if isinstance(item, Row | Summary)] + reports[-1:]
 
@@ -78,13 +96,16 @@ class Sent:
         return f"{self.url.rsplit('/runs/', 1)[0]}/groups/{quote(group_name(self.target.run), safe='')}"
 
 
-def targets(run: Run, *, project: str | None = None, entity: str | None = None) -> list[Target]:
+def targets(
+    run: Run, *, project: str | None = None, entity: str | None = None, is_at_work: bool = False
+) -> list[Target]:
     """Every W&B run of a run directory, in the order of their beginnings.
 
     Args:
         run: The run.
         project: Instead of the configured one.
         entity: Instead of the configured one.
+        is_at_work: Whether a process is known to be at work on the run.
 
     Raises:
         UserError: if the directory is no run.
@@ -92,7 +113,7 @@ def targets(run: Run, *, project: str | None = None, entity: str | None = None) 
     config = run.load_config()
     changes = {name: value for name, value in {"project": project, "entity": entity}.items() if value is not None}
     config = config.model_copy(update={"wandb": config.wandb.model_copy(update=changes)})
-    return [Target(run, config, stage, job) for stage, job in wandb_runs(read_events(run))]
+    return [Target(run, config, stage, job, is_at_work) for stage, job in wandb_runs(read_events(run))]
 
 
 def require_login() -> None:
@@ -130,7 +151,11 @@ def send(target: Target, *, on_row: Callable[[], None] = lambda: None, timeout: 
     with only_sender(target.run, target.wandb_id) as somebody:
         if somebody:
             return Sent(target, 0, skipped=somebody)
+        if target.stage == "report" and not num_rows_of_report(target.run, target.job):
+            return Sent(target, 0, skipped="it was written over by a report of other cells, or is being written")
         events = read_events(target.run)
+        for event in events:
+            hide_hosts_of(event)
         forget_other_variables()
         os.environ["WANDB_SILENT"] = "true"
         folder = Path(tempfile.mkdtemp(prefix="wiseft_sync_"))
@@ -186,6 +211,10 @@ def _own(target: Target, events: Events) -> list[dict[str, Any]]:
     return [e for e in events if e.get("stage") == target.stage and str(e.get("job") or "") == target.job]
 
 
+def _quiet_seconds(events: Events) -> float:
+    return time.time() - max((float(event.get("time", 0)) for event in events), default=0.0)
+
+
 def _outcome(target: Target, events: Events) -> int | None:
     """0 if the stage has ended well, 1 if it failed, None if it goes on, was killed or has parts that are open."""
     open_parts: set[tuple[Any, ...]] = set()
@@ -207,9 +236,11 @@ def _in_words(error: Exception, timeout: float) -> UserError | RunError:
     """One sentence for what W&B raised."""
     from wandb.errors import AuthenticationError
 
-    text = scrubbed(str(error)).strip().split("\n")[0]
+    text = in_one_line(error)
     if isinstance(error, AuthenticationError) or "error 401" in text:
-        return UserError(f"W&B at {wandb_login().shown} refuses the key: `wandb login` again, or set WANDB_API_KEY.")
+        return RefusedKeyError(
+            f"W&B at {wandb_login().shown} refuses the key: `wandb login` again, or set WANDB_API_KEY."
+        )
     if any(code in text for code in ("error 403", "error 404", "permission denied")):
         return UserError(f"the key may not write there ({text}): see wandb.entity and wandb.project.")
     if isinstance(error, TimeoutError):

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 from wiseft_dist.config import RunConfig, WandbConfig
+from wiseft_dist.errors import UserError
 from wiseft_dist.run import Run
 from wiseft_dist.tracking.events import append_event
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+"""What W&B takes for ``WANDB_MODE``; ``run`` and ``dryrun`` are its older words."""
+SHOWN = "_is_shown_in_wandb"
+"""Marks an error of which W&B was told."""
 
 
 class Tracker:
@@ -59,21 +72,56 @@ def tracking(config: RunConfig, run: Run, stage: str, *, job: str = "") -> Itera
         raise
     except BaseException as error:
         if mirror is not None:
+            setattr(error, SHOWN, True)
             mirror.end("failed", error)
         raise
     if mirror is not None:
         mirror.end("finished")
 
 
-def wandb_mode(config: WandbConfig) -> str:
-    """The mode in force: the configured one, else ``WANDB_MODE``, else online only where a key is set."""
+def tell_failure(config: RunConfig, run: Run, stage: str, job: str, error: BaseException) -> None:
+    """Send the message about a stage that failed before W&B was shown anything of it; only online, and if wanted.
+
+    Args:
+        config: The run's.
+        run: The run.
+        stage: The stage.
+        job: Which job of it.
+        error: What made it fail; nothing is sent if :func:`tracking` has seen it.
+    """
+    if isinstance(error, KeyboardInterrupt) or any(getattr(each, SHOWN, False) for each in _with_causes(error)):
+        return
+    with suppress(UserError):  # the mode: it may be what has failed
+        if config.wandb.alerts and wandb_mode(config.wandb) == "online":
+            mirror = _start_mirror(config, run, stage, job)
+            if mirror is not None:
+                mirror.end("failed", error)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def wandb_mode(config: WandbConfig) -> Mode:
+    """The mode in force: the configured one, else ``WANDB_MODE``, else online only where a key is set.
+
+    Raises:
+        UserError: if ``WANDB_MODE`` is none of them.
+    """
     if config.mode is not None:
         return config.mode
-    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    word = os.environ.get("WANDB_MODE")
+    if not word:
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if word not in MODES:
+        raise UserError(f"WANDB_MODE is {word!r}: set it to online, offline or disabled, or unset it.")
+    return MODES[word]
 
 
 def _start_mirror(config: RunConfig, run: Run, stage: str, job: str) -> Any:
-    mode: Any = wandb_mode(config.wandb)
+    mode = wandb_mode(config.wandb)
     if mode == "disabled":
         return None
     from wiseft_dist.tracking.mirror_process import MirrorProcess, warn

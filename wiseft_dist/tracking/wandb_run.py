@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run, run_id
 from wiseft_dist.tracking.private_folder import private_folder
@@ -18,7 +20,7 @@ from wiseft_dist.tracking.replay import SYSTEM, TRAININGS, Alert, Item, Preempti
 from wiseft_dist.tracking.scrubbing import scrubbed, scrubbed_tree
 
 Mode = Literal["online", "offline"]
-MAX_ID_LETTERS = 64
+MAX_ID_LETTERS = MAX_TAG_LETTERS = 64
 NOT_SHOWN = {"output", "launch"}
 """Sections of the configuration about this machine: paths, accounts, variables."""
 SWEEP_FILE = "sweep.json"
@@ -38,6 +40,16 @@ def wandb_id(run: Run, stage: str, job: str) -> str:
 def group_name(run: Run) -> str:
     """The W&B group of a run directory."""
     return f"{scrubbed(run.path.name)}-{run_id(run)}"
+
+
+def in_one_line(error: Exception) -> str:
+    """What W&B raised, without names and secrets."""
+    if isinstance(error, ValidationError):  # its first line names no setting
+        first = error.errors()[0]
+        text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        text = str(error).strip().split("\n")[0]
+    return scrubbed(text)[:300].rstrip(".") or type(error).__name__
 
 
 def forget_other_variables() -> None:
@@ -90,7 +102,7 @@ def open_wandb_run(
         name=scrubbed("-".join(filter(None, [run.path.name, stage, job]))),
         group=group_name(run),
         job_type="finetune" if stage in TRAININGS else stage,
-        tags=[scrubbed(run.path.parent.name)] if (run.path.parent / SWEEP_FILE).is_file() else None,
+        tags=[scrubbed(run.path.parent.name)[:MAX_TAG_LETTERS]] if (run.path.parent / SWEEP_FILE).is_file() else None,
         dir=str(folder or run.path),
         config=scrubbed_tree(config.model_dump(mode="json", exclude=NOT_SHOWN)),
         settings=_settings(stats_pid, init_seconds, settings or {}),

@@ -16,6 +16,7 @@ from typing import Any
 
 from wiseft_dist.code_identity import PACKAGE, code_identity
 from wiseft_dist.config import RunConfig, WandbConfig
+from wiseft_dist.errors import UserError
 from wiseft_dist.findings import Finding, Level
 from wiseft_dist.node_checks import check_clock, check_disk, check_gpus, list_gpus
 from wiseft_dist.ranks import node_name
@@ -191,7 +192,11 @@ def _decoders() -> Iterator[tuple[str, Level, str]]:
 def check_wandb(config: RunConfig | None) -> Iterator[tuple[str, Level, str]]:
     """Whether W&B can be written to, and why it is or is not; a key is looked for and never read out."""
     settings = config.wandb if config else WandbConfig()
-    mode = wandb_mode(settings)
+    try:
+        mode = wandb_mode(settings)
+    except UserError as error:
+        yield "W&B", "error", str(error)
+        return
     try:
         login = wandb_login()
     except ImportError as error:

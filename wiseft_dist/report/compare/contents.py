@@ -19,6 +19,7 @@ from wiseft_dist.report.page.render import Page
 from wiseft_dist.report.page.section import Cell, KeyNumbers, Section
 from wiseft_dist.report.sections.numbers import percent_cell
 from wiseft_dist.report.wording import column_name, shown_datasets
+from wiseft_dist.tracking.scrubbing import scrubbed
 
 MAX_TITLE_RUNS = 4
 """With more of them, their number stands in the title."""
@@ -45,7 +46,7 @@ def page_of_runs(given: Sequence[Compared], notes: Sequence[str] = ()) -> Page:
     return Page(
         title=_title(runs),
         lead=(figure,),
-        cautions=(*notes, *cautions(runs, shared, found)),
+        cautions=tuple(map(scrubbed, (*notes, *cautions(runs, shared, found)))),
         sections=(
             *accuracy_sections(runs),
             *difference_sections(runs, found),

@@ -102,14 +102,13 @@ def _models(runs: Sequence[Compared]) -> Iterator[tuple[Compared, str, float, fl
 
 
 def _paired(name: str, pairs: Pairs, first: Model, second: Model, model: str) -> Difference | None:
-    drawn = _drawn(pairs, first, second)
-    if drawn is None or pairs.same is None:
+    found = _on_same(pairs, first, second)
+    if found is None or pairs.same is None:
         return None
     same = pairs.same
     before, after = same.models.index(first), same.models.index(second)
-    value = 100 * float(same.values[after] - same.values[before])
     test = mcnemar(same.correct[after], same.correct[before])
-    return Difference(second.run, model, name, value, same.draws.interval(drawn), test)
+    return Difference(second.run, model, name, found.value, same.draws.interval(found.draws), test)
 
 
 def _unpaired(
@@ -139,28 +138,42 @@ def _without_samples(pairs: Pairs) -> Pairs:
 
 
 def _of_average(runs: Sequence[Compared], pairs: Mapping[str, Pairs]) -> Iterator[Difference]:
-    """The shifts' resamples are averaged as the shifts are; they are independent of each other."""
+    """The shifts' resamples are averaged as the shifts are; they are independent of each other.
+
+    Paired, the value too is that of the samples which no run skipped: value and interval are of the same samples.
+    """
     shifts = runs[0].statistics.averaged_shifts
     for run, model, before, after in _models(runs) if shifts else ():
         then, now = runs[0].statistics.shift_average_at(before), run.statistics.shift_average_at(after)
         assert then is not None and now is not None
         ends = Model(runs[0].name, before), Model(run.name, after)
-        value = 100 * (now.value - then.value)
-        drawn = [each for name in shifts if (each := _drawn(pairs[name], *ends)) is not None]
-        if len(drawn) == len(shifts):
-            average = np.mean(drawn, axis=0)
+        paired = [each for name in shifts if (each := _on_same(pairs[name], *ends)) is not None]
+        if len(paired) == len(shifts):
+            value = float(np.mean([each.value for each in paired]))
+            average = np.mean([each.draws for each in paired], axis=0)
             interval = Draws(average[:, None]).interval(average)
             yield Difference(run.name, model, SHIFT_AVERAGE, value, interval)
         else:
+            value = 100 * (now.value - then.value)
             interval = _in_points(difference_interval(now.value, now.interval, then.value, then.interval))
             reason = "not every shift is paired"
             yield Difference(run.name, model, SHIFT_AVERAGE, value, interval, reason=reason)
 
 
-def _drawn(pairs: Pairs, first: Model, second: Model) -> np.ndarray | None:
-    """The difference on each resample in percentage points, ``[num_resamples]``; None where it is not paired."""
+@dataclass(frozen=True)
+class _OnSame:
+    """A difference on the samples that all runs have, in percentage points."""
+
+    value: float
+    draws: np.ndarray
+    """On each resample, ``[num_resamples]``."""
+
+
+def _on_same(pairs: Pairs, first: Model, second: Model) -> _OnSame | None:
+    """None where it is not paired."""
     same = pairs.same
     if same is None or first not in same.models or second not in same.models:
         return None
     before, after = same.models.index(first), same.models.index(second)
-    return np.asarray(100 * (same.draws.values[:, after] - same.draws.values[:, before]))
+    value = 100 * float(same.values[after] - same.values[before])
+    return _OnSame(value, np.asarray(100 * (same.draws.values[:, after] - same.draws.values[:, before])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from wiseft_dist.evaluate.statistics.statistics import Statistics
+from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
 from wiseft_dist.report.compare.differences import chosen, finetuned
 from wiseft_dist.report.compare.given import Compared
 from wiseft_dist.report.curves import (
@@ -62,13 +62,22 @@ def dataset_charts(runs: Sequence[Compared]) -> tuple[Chart, ...]:
 
 def zero_shot_groups(runs: Sequence[Compared]) -> list[list[Compared]]:
     """Runs whose zero-shot models say the same on every dataset; without those that did not evaluate theirs."""
-    groups: dict[tuple[float, ...], list[Compared]] = {}
+    groups: dict[tuple[object, ...], list[Compared]] = {}
     for run in runs:
         statistics = run.statistics
         if 0.0 in statistics.alphas:
             numbers = [statistics.datasets[name].at(0.0) for name in shown_datasets(statistics)]
-            groups.setdefault(tuple(n for each in numbers for n in (each.value, each.num_correct)), []).append(run)
+            groups.setdefault(tuple(map(_what_it_says, numbers)), []).append(run)
     return list(groups.values())
+
+
+def _what_it_says(numbers: AlphaStatistics) -> tuple[object, ...]:
+    """The same for the same model on the same samples: other models may have as many right, but not so surely.
+
+    Rounded, because GPUs add in other orders; as texts, in which NaN is equal to itself.
+    """
+    sure = (numbers.nll, numbers.brier, numbers.ece)
+    return numbers.num_correct, f"{numbers.value:.6f}", *(f"{each:.3f}" for each in sure)
 
 
 def _of_dataset(runs: Sequence[Compared], name: str) -> Chart:

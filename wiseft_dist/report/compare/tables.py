@@ -39,7 +39,7 @@ def accuracy_sections(runs: Sequence[Compared]) -> Iterator[Section]:
     yield from _accuracies("Fine-tuned", [[run] for run in runs], finetuned)
     groups = zero_shot_groups(runs)
     note = " Runs whose zero-shot models say the same share a line." if any(len(each) > 1 for each in groups) else ""
-    yield from _accuracies("Zero-shot", groups, lambda _: 0.0, note=note)
+    yield from _accuracies("Zero-shot", groups, lambda _: 0.0, note=note, num_runs=len(runs))
 
 
 def difference_sections(runs: Sequence[Compared], found: Sequence[Difference]) -> Iterator[Section]:
@@ -87,8 +87,9 @@ def _accuracies(
     *,
     with_id_val: bool = False,
     note: str = "",
+    num_runs: int = 0,
 ) -> Iterator[Section]:
-    """A line for each group of runs, of which one stands for all."""
+    """A line for each group of runs, of which one stands for all; one of ``num_runs`` is of all of them."""
     wanted = [(group, alpha) for group in groups if (alpha := alpha_of(group[0].statistics)) is not None]
     if not wanted:
         return
@@ -99,7 +100,7 @@ def _accuracies(
     for index, (group, alpha) in enumerate(wanted):
         id_val = [_id_val(group[0].statistics, alpha)] if with_id_val else []
         cells = [_cell(*number, words[column][index]) for column, number in enumerate(numbers[index])]
-        name = ", ".join(run.name for run in group) if len(groups) > 1 or len(group) == 1 else "all runs"
+        name = "all runs" if len(group) == num_runs else ", ".join(run.name for run in group)
         rows.append(Row(name, (alpha_cell(alpha), *id_val, *cells)))
     own = ("alpha", *(["ID-val"] if with_id_val else []))
     yield Section(title, ("run", *own, *_columns(first)), tuple(rows), note=HOW_MARKED + note)

@@ -10,7 +10,7 @@ from wiseft_dist.report.compare.given import Compared
 from wiseft_dist.report.page.charts import Chart, Line, Point
 from wiseft_dist.report.page.section import Cell, Row, Section
 from wiseft_dist.report.sections.selection import cost_sections
-from wiseft_dist.report.sections.training import CURVES, NAMES, TITLES, series_points, series_style
+from wiseft_dist.report.sections.training import CURVES, NAMES, TITLES, series_points, series_scales, series_style
 from wiseft_dist.report.wording import NOTHING
 
 HOURS = ("GPU-hours", "CPU process-hours")
@@ -62,7 +62,8 @@ def _chart(runs: Sequence[Compared], stage: str, what: str, label: str, metric: 
             points = tuple(_named(run.name, point) for point in series_points(series, label, factor))
             lines.append(Line(run.name, points, series_style(series), look.colour, look.shape))
     of = f", {NAMES[metric]}" if metric in NAMES else ""
-    return Chart(what + of, "step", label, tuple(lines), is_small=True) if lines else None
+    scales = series_scales(what, lines)
+    return Chart(what + of, "step", label, tuple(lines), scales, is_small=True) if lines else None
 
 
 def _named(name: str, point: Point) -> Point:

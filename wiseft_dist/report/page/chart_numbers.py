@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from wiseft_dist.report.page.charts import Chart, Point
 from wiseft_dist.report.page.section import Cell, Row, Section
+from wiseft_dist.report.page.text import number_text
 
 
 def numbers_of(chart: Chart) -> Section:
@@ -26,4 +27,4 @@ def _rows(chart: Chart) -> Iterator[Row]:
 
 def _cells(point: Point) -> Iterator[Cell]:
     for value, ends in ((point.x, point.x_range), (point.y, point.y_range)):
-        yield Cell(f"{value:.6g}", f"({ends[0]:.4g} to {ends[1]:.4g})" if ends else "", value)
+        yield Cell(number_text(value), f"({ends[0]:.4g} to {ends[1]:.4g})" if ends else "", value)

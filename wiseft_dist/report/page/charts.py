@@ -8,7 +8,7 @@ from typing import Literal
 
 Scale = Literal["linear", "logit", "log"]
 Shape = Literal["circle", "square", "diamond", "star", "plus"]
-Style = Literal["curve", "dots", "plain", "dotted", "dashed", "mark"]
+Style = Literal["curve", "plain", "dotted", "dashed", "mark"]
 
 NUM_COLOURS = 8
 """Colours of the palette; a greater number starts again."""
@@ -44,7 +44,7 @@ class Line:
     """Its entry in the legend; one without a name has none."""
     points: tuple[Point, ...]
     style: Style = "curve"
-    """curve: joined points; dots: points alone; plain, dotted, dashed: a line alone; mark: large symbols."""
+    """curve: joined points; plain, dotted, dashed: a line alone; mark: large symbols."""
     colour: int = 0
     """Of the palette, which is safe for the colour-blind; 0 is the page's accent."""
     shape: Shape = "circle"
@@ -60,7 +60,7 @@ class Chart:
     lines: tuple[Line, ...]
     """Later ones are drawn over earlier ones."""
     scales: tuple[Scale, ...] = ("linear",)
-    """The first is shown and a button shows the others. logit: both axes, in percent; log: the y axis."""
+    """The first is shown and a button shows the others. logit: both axes, in percent; log: the y axis, above zero."""
     is_small: bool = False
     """One of several that stand side by side."""
     description: str = ""

@@ -13,11 +13,11 @@ from markupsafe import Markup
 from wiseft_dist.report.page.charts import NUM_COLOURS, Chart, Line, Point, Scale, Shape
 from wiseft_dist.report.page.labels import Box, Wanted, along, around, place, shortened, width_of
 from wiseft_dist.report.page.scales import Axis, axis, tick_text
-from wiseft_dist.report.page.text import shown
+from wiseft_dist.report.page.text import number_text, shown
 
 Size = Literal["wide", "narrow", "small"]
 
-RADIUS = {"curve": 3.5, "dots": 3.0, "mark": 8.0}
+RADIUS = {"curve": 3.5, "mark": 8.0}
 """Of symbols; other styles have none."""
 EMPTY = Markup("")
 
@@ -58,7 +58,7 @@ def svg(chart: Chart, scale: Scale = "linear", size: Size | None = None) -> Mark
 def symbol(line: Line) -> Markup:
     """What stands before a line's name in a legend."""
     parts = []
-    if line.style not in ("dots", "mark"):
+    if line.style != "mark":
         parts.append(Markup('<path class="line {} c{}" d="M0 7H26"/>').format(line.style, line.colour % NUM_COLOURS))
     if line.style in RADIUS:
         parts.append(_symbol(line.shape, 13, 7, min(RADIUS[line.style], 6), _class(line)))
@@ -155,7 +155,7 @@ class _Drawing:
             yield Markup('<path class="bar c{}" d="{}"/>').format(line.colour % NUM_COLOURS, "".join(pieces))
 
     def _path(self, line: Line, points: Sequence[Point]) -> Iterator[Markup]:
-        if line.style not in ("dots", "mark") and len(points) > 1:
+        if line.style != "mark" and len(points) > 1:
             d = "M" + "L".join(f"{_r(x)} {_r(y)}" for x, y in map(self._at, points))
             yield Markup('<path class="line {} c{}" d="{}"/>').format(line.style, line.colour % NUM_COLOURS, d)
 
@@ -177,7 +177,7 @@ class _Drawing:
         ]
         obstacles = [around(*self._at(point), _radius(line)) for line, points in lines for point in points]
         for line, points in lines:
-            if line.style not in ("dots", "mark"):
+            if line.style != "mark":
                 obstacles += chain.from_iterable(along(self._at(a), self._at(b)) for a, b in pairwise(points))
         for placed in place(wanted, obstacles, frame):
             yield Markup('<text class="{}" font-size="{}" x="{}" y="{}">{}</text>').format(
@@ -200,7 +200,7 @@ def _class(line: Line) -> str:
 def _text(line: Line, point: Point) -> str:
     if point.text:
         return point.text
-    coordinates = f"{point.x:.6g}, {point.y:.6g}"
+    coordinates = f"{number_text(point.x)}, {number_text(point.y)}"
     return f"{line.name}: {coordinates}" if line.name else coordinates
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -95,9 +96,17 @@ def _base64(content: bytes) -> str:
 def _sort_value(entry: Cell | Row) -> Markup:
     """The attribute that says what a cell sorts by, where its text does not say it."""
     text = entry.name if isinstance(entry, Row) else entry.text
-    if entry.value is None or text == f"{entry.value:.6g}":
+    if entry.value is None or _is_number(text, entry.value):
         return Markup("")
-    return Markup(' data-v="{}"').format(f"{entry.value:.6g}")
+    return Markup(' data-v="{}"').format(repr(float(entry.value)))
+
+
+def _is_number(text: str, value: float) -> bool:
+    """Whether a text says all of a value."""
+    try:
+        return math.isfinite(value) and float(text) == value
+    except ValueError:
+        return False
 
 
 def _is_searchable(section: Section) -> bool:
@@ -114,8 +123,10 @@ def _is_of_texts(section: Section) -> bool:
 
 
 def _legend(charts: Sequence[Chart]) -> list[Line]:
-    """One entry a name."""
-    return list({line.name: line for chart in charts for line in chart.lines if line.name}.values())
+    """One entry a name and look: a run may be called what a mark of all runs is called."""
+    named = (line for chart in charts for line in chart.lines if line.name)
+    # Joined or not, the points of a line are the same line's: a long one has no symbols.
+    return list({(line.name, line.style == "mark", line.colour, line.shape): line for line in named}.values())
 
 
 def _scales(charts: Sequence[Chart]) -> list[Scale]:

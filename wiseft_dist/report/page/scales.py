@@ -12,8 +12,17 @@ LOGIT_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 9
 """Percent."""
 LOGIT_LOWEST = 0.1
 """Percent. What is nearer to nothing or to everything is drawn here, as its logit has no end."""
+LOG_LOWEST = 1e-12
+"""What is below it, or above its inverse, is drawn there."""
 MARGIN = 0.06
 """What is left free at both ends of an axis, as a part of what is shown."""
+MARGIN_OF_ONE = 0.05
+"""The same around a single value, as a part of it; around zero, and of logits and logarithms, so much itself."""
+SAME = 1e-8
+"""Values that differ by a smaller part are drawn as one."""
+NOTHING = 1e-100
+LARGEST = 1e300
+"""Beyond it numbers of a training that diverged are drawn here, as their differences would overflow."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +46,33 @@ class Axis:
 
 
 def axis(values: Iterable[float], scale: Scale, start: float, end: float, num_ticks: int) -> Axis:
-    """An axis that shows all finite values, with a margin, and about so many ticks."""
+    """An axis that shows all finite values, with a margin, and about so many ticks; none where there is no value."""
     transformed = _TRANSFORMS[scale]
-    found = [transformed(value) for value in values if math.isfinite(value)] or [transformed(1.0)]
+    found = [transformed(value) for value in values if math.isfinite(value)]
+    if not found:
+        return Axis(transformed, 0.0, 1.0, start, end, ())
     low, high = min(found), max(found)
-    smallest = {"linear": 1e-9, "logit": 0.05, "log": 0.05}[scale] + 1e-6 * max(abs(low), abs(high))
-    margin = max(MARGIN * (high - low), smallest)
+    margin = _margin(scale, low, high)
     low, high = low - margin, high + margin
     return Axis(transformed, low, high, start, end, _ticks(scale, low, high, num_ticks))
 
 
+def _margin(scale: Scale, low: float, high: float) -> float:
+    if scale != "linear":
+        return max(MARGIN * (high - low), MARGIN_OF_ONE)
+    largest = max(abs(low), abs(high))
+    if high - low > max(SAME * largest, NOTHING):
+        return MARGIN * (high - low)
+    return MARGIN_OF_ONE * (largest if largest > NOTHING else 1.0)
+
+
 def tick_text(value: float) -> str:
     """``50``, ``2.5``, ``1e-05``."""
-    return f"{value:.6g}".replace("-", "−")
+    return f"{value:.10g}".replace("-", "−")
+
+
+def _linear(value: float) -> float:
+    return min(max(value, -LARGEST), LARGEST)
 
 
 def _logit(percent: float) -> float:
@@ -58,10 +81,10 @@ def _logit(percent: float) -> float:
 
 
 def _log10(value: float) -> float:
-    return math.log10(max(value, 1e-12))
+    return math.log10(min(max(value, LOG_LOWEST), 1 / LOG_LOWEST))
 
 
-_TRANSFORMS: dict[Scale, Callable[[float], float]] = {"linear": float, "logit": _logit, "log": _log10}
+_TRANSFORMS: dict[Scale, Callable[[float], float]] = {"linear": _linear, "logit": _logit, "log": _log10}
 
 
 def _ticks(scale: Scale, low: float, high: float, count: int) -> tuple[float, ...]:
@@ -78,11 +101,11 @@ def _ticks(scale: Scale, low: float, high: float, count: int) -> tuple[float, ..
 
 def _linear_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     """Multiples of 1, 2 or 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10((high - low) / count))
+    power = 10.0 ** math.floor(math.log10((high - low) / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if (high - low) / (power * factor) <= count)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return tuple(round(number * step, 12) for number in range(first, last + 1))
+    return tuple(float(f"{number * step:.14g}") for number in range(first, last + 1))
 
 
 def _log_ticks(low: float, high: float, count: int) -> tuple[float, ...]:

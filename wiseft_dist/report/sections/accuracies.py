@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.curves import MARKS, dataset_charts, trade_off
+from wiseft_dist.report.curves import dataset_charts, mark_of, trade_off
 from wiseft_dist.report.page.section import Cell, KeyNumbers, Row, Section
 from wiseft_dist.report.sections.numbers import (
     alpha_cell,
@@ -68,15 +68,13 @@ def accuracy_sections(statistics: Statistics) -> Iterator[Section]:
 
 def _key_numbers(statistics: Statistics) -> Iterator[KeyNumbers]:
     """Zero-shot, the alpha to report and fine-tuned, with their differences to zero-shot."""
-    named = {alpha: name for name, alpha in named_alphas(statistics).items() if name in MARKS}  # the last is on top
     first = dict(_key_values(statistics, 0.0)) if 0.0 in statistics.alphas else {}
     for name, alpha in ends_and_chosen(statistics).items():
-        colour, shape = MARKS[named[alpha]] if alpha in named else (0, "circle")
         numbers = tuple(
             (what, percent_cell(value, _gain(value, first.get(what)) if alpha else ""))
             for what, value in _key_values(statistics, alpha)
         )
-        yield KeyNumbers(name, numbers, f"alpha {alpha:g}", colour, shape)
+        yield KeyNumbers(name, numbers, f"alpha {alpha:g}", *mark_of(statistics, alpha))
 
 
 def _key_values(statistics: Statistics, alpha: float) -> Iterator[tuple[str, float]]:

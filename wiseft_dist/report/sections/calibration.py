@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, Statistics
-from wiseft_dist.report.curves import reliability_chart
+from wiseft_dist.evaluate.statistics.statistics import AlphaStatistics, DatasetStatistics, Statistics
+from wiseft_dist.report.curves import STRAIGHT, mark_of
+from wiseft_dist.report.page.charts import Chart, Line, Point
 from wiseft_dist.report.page.section import Row, Section
 from wiseft_dist.report.sections.numbers import number_cell, percent_cell
 from wiseft_dist.report.wording import ends_and_chosen, shown_datasets
@@ -44,6 +45,24 @@ def calibration_sections(statistics: Statistics) -> Iterator[Section]:
             "it, it is too sure of itself. Empty bins have no point.",
             is_folded=True,
         )
+
+
+def reliability_chart(statistics: Statistics, dataset: DatasetStatistics) -> Chart:
+    """How often a model is right, by how sure it says it is; on the diagonal the two are the same."""
+    lines = [Line("as sure as right", tuple(Point(x, x) for x in (0.0, 100.0)), "dotted", STRAIGHT)]
+    for name, alpha in ends_and_chosen(statistics).items():
+        points = tuple(
+            Point(
+                100 * entry.confidence,
+                100 * entry.accuracy,
+                f"{name}, confidence {100 * entry.low:.0f} to {100 * entry.high:.0f} %: "
+                f"{entry.num_samples:,} samples, {100 * entry.accuracy:.2f} % right",
+            )
+            for entry in dataset.at(alpha).reliability
+            if entry.confidence is not None and entry.accuracy is not None
+        )
+        lines.append(Line(name, points, "curve", mark_of(statistics, alpha)[0]))
+    return Chart(dataset.title, "confidence (%)", "right (%)", tuple(lines), is_small=True)
 
 
 def _mean_confidence(numbers: AlphaStatistics) -> float | None:

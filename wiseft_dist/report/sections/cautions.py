@@ -44,7 +44,8 @@ def history_cautions(history: History) -> list[str]:
 
 def _codes(history: History) -> list[str]:
     """Of what made weights and cells; a report may be written again by any code."""
-    codes = dict.fromkeys(str(each.event.get("code")) for each in history.attempts if each.stage != "report")
+    told = (each.event.get("code") for each in history.attempts if each.stage != "report")
+    codes = dict.fromkeys(str(code) for code in told if code)  # attempts of old versions told none
     if len(codes) < 2:
         return []
     return [f"The run was made by {len(codes)} different states of the code ({', '.join(codes)}): see Software."]
@@ -72,17 +73,18 @@ def _training(history: History) -> list[str]:
         if training.skipped:
             found.append(
                 f"{training.stage}: {_samples(len(training.skipped))} of the training set could not be used, such as "
-                f"{training.skipped[0]}."
+                f"{training.skipped.first}."
             )
     return found
 
 
 def _warnings(history: History) -> list[str]:
     """What the run warned of; W&B among it, where it does not have everything."""
-    told = [text if text.endswith((".", "!", "?")) else f"{text}." for text in history.warnings if text]
-    left_out = len(told) - MAX_WARNINGS
-    more = [f"{left_out} earlier warnings are in events.jsonl."] if left_out > 0 else []
-    return [*told[-MAX_WARNINGS:], *more]
+    last = list(history.warnings.last)[-MAX_WARNINGS:]
+    told = [text if text.endswith((".", "!", "?")) else f"{text}." for text in last]
+    left_out = len(history.warnings) - len(told)
+    earlier = f"{left_out:,} earlier warning{' is' if left_out == 1 else 's are'} in events.jsonl."
+    return [*told, *([earlier] if left_out else [])]
 
 
 def _skipped(datasets: list[DatasetStatistics]) -> list[str]:

@@ -21,7 +21,7 @@ from wiseft_dist.report.page.section import Picture, Section
 from wiseft_dist.report.thumbnails import Place, Thumbnails, thumbnails
 from wiseft_dist.report.wording import class_name, ends_and_chosen, shown_datasets
 from wiseft_dist.run import Run
-from wiseft_dist.storage.urls import without_secrets
+from wiseft_dist.tracking.scrubbing import scrubbed
 
 
 def picture_sections(
@@ -101,7 +101,7 @@ def _problems(title: str, picks: Sequence[_Pick], read: Thumbnails) -> list[str]
     missing = [each.place for each in picks if each.place not in read.images]
     if not missing:
         return []
-    reason = printable(without_secrets(read.problems[missing[0]]))
+    reason = printable(scrubbed(read.problems[missing[0]]))
     return [f"{title}: {len(missing)} of {len(picks)} pictures are not shown: {reason}"]
 
 

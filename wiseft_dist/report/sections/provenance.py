@@ -84,7 +84,7 @@ def _attempts(history: History) -> Iterator[Section]:
 def _attempt(attempt: Attempt) -> Row:
     event = attempt.event
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(attempt.began))
-    job_id, restart = event.get("job_id"), event.get("restart")
+    job_id = event.get("job_id")
     by = str(event.get("launcher", "")) + (f", job {job_id}" if job_id else "")
     cells = (
         Cell(began, value=attempt.began),
@@ -93,7 +93,7 @@ def _attempt(attempt: Attempt) -> Row:
         count_cell(attempt.world_size),
         Cell(_gpus(event.get("gpus"))),
         Cell(by),
-        count_cell(restart if isinstance(restart, int) else 0),
+        count_cell(attempt.num_requeues),
     )
     return Row(f"{attempt.stage}/{attempt.job}" if attempt.job else attempt.stage, cells)
 
@@ -102,7 +102,8 @@ def _gpus(names: object) -> str:
     """Of a host: ``8 x NVIDIA H100``."""
     if not isinstance(names, list) or not names:
         return NOTHING
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    told = list(map(str, names))
+    return ", ".join(f"{told.count(name)} x {name}" for name in dict.fromkeys(told))
 
 
 def _hashes(config: RunConfig, run: Run) -> Section:

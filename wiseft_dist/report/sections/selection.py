@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from wiseft_dist.evaluate.statistics.statistics import Statistics
-from wiseft_dist.report.curves import selection_chart
+from wiseft_dist.report.curves import (
+    FIT,
+    MARKS,
+    Place,
+    chart_of,
+    curve,
+    over_alpha,
+    place_points,
+    point_at,
+)
 from wiseft_dist.report.history import TRAININGS, Attempt, History
+from wiseft_dist.report.page.charts import Chart, Line
 from wiseft_dist.report.page.section import Cell, Row, Section
 from wiseft_dist.report.sections.numbers import count_cell
 from wiseft_dist.report.table import choice
@@ -26,6 +37,25 @@ def selection_section(statistics: Statistics) -> Section:
         charts=() if chart is None else (chart,),
         note="What saw the shifts or a test set is a bound, no result.",
     )
+
+
+def selection_chart(statistics: Statistics) -> Chart | None:
+    """The accuracy that chose alpha, and what an oracle would have looked at; None where nothing was held out."""
+    held_out = next((each for each in statistics.datasets.values() if each.role == "id_val"), None)
+    chosen, oracle = choice(statistics, "id_val"), choice(statistics, "oracle")
+    if held_out is None or chosen is None:
+        return None
+    label = f"held-out piece, {metric_name(held_out)}"
+    places = [over_alpha(entry) for entry in held_out.alphas]
+    lines = curve(places, f"{label} (it decides)", "alpha", label)
+    colour, shape = MARKS["ensemble, chosen on ID-val"]
+    lines += [Line(f"chosen ({chosen.alpha:g})", point_at(places, chosen.alpha, "alpha", label), "mark", colour, shape)]
+    seen = [place for place in _oracle_places(statistics) if place.is_known]
+    if seen and oracle is not None:
+        name = "mean of reference and shift average" if statistics.reference else "shift average"
+        lines += [Line(f"{name} (a bound: it saw the shifts)", place_points(seen, "alpha", name), "dashed", FIT)]
+        lines += [Line(f"oracle ({oracle.alpha:g})", point_at(seen, oracle.alpha, "alpha", name), "mark", FIT, "star")]
+    return replace(chart_of("The accuracy that chose alpha", "alpha", "accuracy (%)", lines, False), is_small=True)
 
 
 def selection_sentence(statistics: Statistics) -> str:
@@ -83,6 +113,15 @@ def _rules(statistics: Statistics) -> Iterator[str]:
         f"The oracle, which saw the shifts, takes alpha {oracle.alpha:g}: {percent(best)} % on {what}, where alpha "
         f"{statistics.chosen:g} has {percent(chosen)} %."
     )
+
+
+def _oracle_places(statistics: Statistics) -> Iterator[Place]:
+    for entry in statistics.shift_average:
+        if statistics.reference is None:
+            yield Place(entry.alpha, entry.alpha, 100 * entry.value)
+        else:
+            reference = statistics.datasets[statistics.reference].at(entry.alpha).value
+            yield Place(entry.alpha, entry.alpha, 50 * (entry.value + reference))
 
 
 def _seen(statistics: Statistics, alpha: float) -> float | None:

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from wiseft_dist.report.history import History, Series, Training
-from wiseft_dist.report.page.charts import Chart, Line, Point, Style
+from wiseft_dist.report.page.charts import Chart, Line, Point, Scale, Style
 from wiseft_dist.report.page.section import Section
+from wiseft_dist.tracking.scrubbing import scrubbed
 
 MAX_POINTS = 300
 """Of a line, about: what a screen can show."""
@@ -22,6 +23,8 @@ CURVES = (
     ("Speed", "samples/s", ("samples_per_second",), 1.0),
 )
 """Title, y axis, metrics of the events and the factor from their unit to the axis's."""
+ON_DEMAND_LOGARITHMIC = ("Loss", "Gradient norm")
+"""Titles of those that may fall, or rise, by powers of ten."""
 NAMES = {"loss": "training", "id_val/loss": "held-out piece"}
 
 
@@ -65,7 +68,14 @@ def _chart(training: Training, title: str, label: str, names: Sequence[str], fac
     resumed = _resumed(training, training.series[next(name for name in names if name in training.series)], factor)
     if resumed:
         lines.append(Line("resumed", resumed, "mark", 3, "plus"))
-    return Chart(title, "step", label, tuple(lines), is_small=True)
+    return Chart(title, "step", label, tuple(lines), series_scales(title, lines), is_small=True)
+
+
+def series_scales(title: str, lines: Sequence[Line]) -> tuple[Scale, ...]:
+    """With a logarithmic y axis where that is of use and every value has a logarithm."""
+    values = [point.y for line in lines for point in line.points if point.is_finite]
+    is_logarithmic = title in ON_DEMAND_LOGARITHMIC and values and min(values) > 0
+    return ("linear", "log") if is_logarithmic else ("linear",)
 
 
 def series_style(series: Series) -> Style:
@@ -96,7 +106,7 @@ def _resumed(training: Training, series: Series, factor: float) -> tuple[Point, 
 
 def _sentences(training: Training) -> Iterator[str]:
     if training.bottleneck:
-        yield f"The last session: {training.bottleneck}"
+        yield f"The last session: {scrubbed(training.bottleneck)}"
     if training.num_bad_steps:
         count = training.num_bad_steps
         told = "step was left out: its" if count == 1 else "steps were left out: their"
