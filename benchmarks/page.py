@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import resource
 import math
 import shutil
 import statistics
@@ -72,6 +73,7 @@ def main() -> None:
         "seconds": round(seconds, 3),
         "vs_peer": None,
         "vs_limit": round(limit / seconds, 3),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "within_bounds": num_bytes < MAX_BYTES and seconds < MAX_SECONDS,
     }
     print(json.dumps(result))
