@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import math
+import resource
 import shutil
 import statistics
 import tempfile
