@@ -165,7 +165,7 @@ def test_the_contents_lead_to_every_section_and_unfold_it(opening, file):
         assert len(set(targets)) == len(targets) == 8
         assert all(page.locator(target).count() == 1 for target in targets)
         page.locator("nav a", has_text="Classes").click()
-        assert page.locator("#classes tbody tr").first.is_visible()
+        page.locator("#classes tbody tr").first.wait_for(state="visible")  # the browser tells of the new place later
 
 
 def test_a_page_of_21_alphas_and_16_datasets_is_under_5_mb_and_opens_soon(browser, opening, tmp_path):
