@@ -30,17 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(shards_app)
-app.command()(merge)
-app.command()(evaluate)
-app.command()(plan)
-app.command()(doctor)
-app.command()(report)
-app.command()(sweep)
-app.command()(status)
-app.command()(logs)
-app.command()(cancel)
-app.command()(sync)
 
 DEBUG = False
 INTERRUPTED = 130
@@ -95,7 +84,6 @@ def common(
     DEBUG = debug
 
 
-@app.command()
 def quickstart(
     output: Annotated[Path, typer.Option("--output", help="Where pictures and runs are written.")] = Path(
         "runs/quickstart"
@@ -107,7 +95,6 @@ def quickstart(
     go(output)
 
 
-@app.command()
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -127,7 +114,6 @@ def run(
         start(loaded, detach=detach)
 
 
-@app.command()
 def finetune(run_directory: RunDirectory) -> None:
     """Run the fine-tuning stage in this process group (torchrun, srun)."""
     _stage("finetune", run_directory)
@@ -138,3 +124,9 @@ def _stage(stage: str, run_directory: Path) -> None:
     from wiseft_dist.run import Run
 
     execute(stage, Run(run_directory.absolute()))
+
+
+# In the order of --help: a run from its beginning to its end, its stages one by one, what is beside it.
+for command in (quickstart, plan, run, status, logs, cancel, sweep, finetune, merge, evaluate, report, sync, doctor):
+    app.command()(command)
+app.add_typer(shards_app)
