@@ -53,11 +53,15 @@ class MirrorProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1", VARIABLE: str(self._folder)},
+            env=os.environ | self._environment(),
             start_new_session=True,  # Ctrl-C and what is sent to the stage's group are not for it
         )
         self._listener = Thread(target=self._listen, daemon=True)
         self._listener.start()
+
+    def _environment(self) -> dict[str, str]:
+        folder = str(self._folder)
+        return {"PYTHONPATH": _python_path(), "OMP_NUM_THREADS": "1", VARIABLE: folder, "TMPDIR": folder}
 
     def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
         """Tell the mirror how the stage ended, and wait until W&B has everything or the time is up.
