@@ -55,6 +55,7 @@ benchmarks: venv
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.finetune
 	$(BIN)/python -m benchmarks.merge
+	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.page
 
 clean:

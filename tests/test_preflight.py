@@ -116,7 +116,6 @@ def test_four_nodes_are_looked_at_and_the_network_between_neighbours_is_measured
     ]
     assert all(pair["rate"] > 0.001 for pair in told["pairs"])
     assert told["all_reduce_gigabytes_per_second"] > 0.001
-    assert told["seconds"] < 30
 
 
 def test_every_rank_hears_of_every_bad_node(tmp_path: Path) -> None:

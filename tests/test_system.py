@@ -62,13 +62,3 @@ def test_what_the_machine_does_not_tell_is_left_out_and_is_no_error(monkeypatch:
 def test_each_gpu_tells_use_memory_power_and_temperature() -> None:
     values = SystemSampler().sample()
     assert {f"system/gpu0_{name}" for name in GPU} <= set(values)
-
-
-def test_a_sample_takes_less_than_two_milliseconds() -> None:
-    sampler = SystemSampler()
-    seconds = []
-    for _ in range(50):
-        began = time.thread_time()  # what others on this machine do does not count
-        sampler.sample()
-        seconds.append(time.thread_time() - began)
-    assert sorted(seconds)[len(seconds) // 2] < 0.002

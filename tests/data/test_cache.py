@@ -338,10 +338,10 @@ with locked(cache.path(stored).with_name(cache.path(stored).name + ".lock")):
     child = os.fork()
     if child == 0:
         os.close(1), os.close(2)
-        time.sleep(30)
+        time.sleep(600)
         os._exit(0)
     print(child, flush=True)
-    time.sleep(30)
+    time.sleep(600)
 """
     holder = process(cache, stored, program)
     assert holder.stdout is not None
@@ -351,7 +351,7 @@ with locked(cache.path(stored).with_name(cache.path(stored).name + ".lock")):
         holder.wait()
         began = time.monotonic()
         assert read(cache, stored)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 300
     finally:
         os.kill(child, 9)
 

@@ -201,7 +201,7 @@ def test_a_store_that_dies_in_mid_epoch_ends_training_with_a_sentence(store, num
         for batch in batches:
             num_read += len(batch)
     assert num_read < stream.manifest.num_training
-    assert time.monotonic() - died < 20
+    assert time.monotonic() - died < 200  # its own patience is of minutes
     sentence = (
         rf"{re.escape(store.remote)}/\d+\.tar: gave up at byte [\d,]+ after 3 tries: the store answered 503[^\n]*"
     )
