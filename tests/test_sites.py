@@ -128,6 +128,7 @@ def test_an_unknown_profile_lists_those_that_there_are(run_file: Path) -> None:
         ("launch: {all: {nodes: 2}}", "launch.all.nodes"),
         ("data: {train: x}", "launch alone, and this one has data"),
         ("launch: {all: {partition: '${oc.env:NO_SUCH_NAME}'}}", "NO_SUCH_NAME, which is not set"),
+        ("launch: 3", "launch is 3: it is a section"),
         ("launch: [", "not readable as YAML"),
     ],
 )

@@ -11,6 +11,11 @@ import typer
 
 from wiseft_dist.printable import printable
 
+MOST_LISTED = 16
+"""Jobs of an array that are shown one by one."""
+FIRST_LISTED = 3
+"""Of a longer one."""
+
 
 def plan(
     config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", metavar="CONFIG")],
@@ -51,19 +56,23 @@ def plan_lines(described: Mapping[str, Any]) -> Iterator[str]:
     site = f", site {described['site']}" if described["site"] else ""
     yield f"executor {described['executor']}{site}"
     yield from _cost_lines(described)
-    yield from (f"warning: {sentence}" for sentence in described["slurm"])
+    yield from (f"{finding['level']}: {finding['text']}" for finding in described["slurm"])
 
 
 def _job_lines(described: Mapping[str, Any]) -> Iterator[str]:
     """A line a job: its name, processes, GPUs and limits and, of the evaluation, how many images it scores."""
-    steps = {step["stage"]: step for step in described["steps_of_jobs"]}
-    for job in described["jobs"]:
-        step = steps.pop(job["name"].partition("/")[0], None)
-        if step is not None and step["num_jobs"] > 1:
-            yield f"{step['stage']}: an array of {step['num_jobs']}, at most {step['max_parallel']} at the same time"
-        after = f"; after {step['after']}" if step is not None and step["after"] else ""
-        images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
-        yield f"{job['name']:<24} {_resources(job)}{after}{f'; images: {images}' if images else ''}"
+    for step in described["steps_of_jobs"]:
+        jobs = [job for job in described["jobs"] if job["name"].partition("/")[0] == step["stage"]]
+        if len(jobs) > 1:
+            yield f"{step['stage']}: an array of {len(jobs)}, at most {step['max_parallel']} at the same time"
+        after = f"; after {step['after']}" if step["after"] else ""
+        for job in jobs if len(jobs) <= MOST_LISTED else jobs[:FIRST_LISTED]:
+            images = ", ".join(f"{name} {count}" for name, count in job.get("images", {}).items())
+            yield f"{job['name']:<24} {_resources(job)}{after}{f'; images: {images}' if images else ''}"
+            after = ""
+        if len(jobs) > MOST_LISTED:
+            counts = [sum(job["images"].values()) for job in jobs[FIRST_LISTED:]]
+            yield f"{'':<24} and {len(counts)} more like these, with {min(counts)} to {max(counts)} images each"
 
 
 def _resources(job: Mapping[str, Any]) -> str:
@@ -105,9 +114,10 @@ def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
     if time["finetune_seconds"] is None:
         yield "how long fine-tuning takes is not known: say --rate SAMPLES_A_SECOND, or --rate-from RUN"
         return
+    rate = time["samples_per_second"]
     yield (
-        f"fine-tuning takes about {_duration(time['finetune_seconds'])} at {time['samples_per_second']:.0f} "
-        f"samples/s ({time['rate_of']})"
+        f"fine-tuning takes about {_duration(time['finetune_seconds'])} at {rate:.{0 if rate >= 10 else 2}f} samples/s "
+        f"({time['rate_of']})"
     )
     if time["finetune_jobs"] > 1:
         yield (
@@ -117,6 +127,8 @@ def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} seconds"
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 

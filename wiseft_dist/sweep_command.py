@@ -144,4 +144,5 @@ def _plan_text(described: dict[str, Any]) -> str:
             f"array {place}: {array['job']:<20} {array['tasks']} tasks x {array['ranks']} ranks on {array['nodes']} "
             f"nodes, {array['at_once']} at once{after}"
         )
+    lines += [f"{finding['level']}: {finding['text']}" for finding in described.get("slurm", ())]
     return "\n".join([*lines, *described["warnings"]])

@@ -15,9 +15,10 @@ import pytest
 from tiny_run import World
 
 from wiseft_dist.config import Resources, load_config
+from wiseft_dist.findings import Finding, only
 from wiseft_dist.launch.executors import SlurmExecutor, Submitted, slurm_executor
 from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.launch.site_checks import check_site
+from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run, open_run
@@ -108,15 +109,41 @@ def test_a_plan_knows_what_slurm_would_refuse(gpu_cluster: Devcluster) -> None:
         "evaluate": Resources(gpus_per_node=3),
         "report": Resources(timeout_minutes=60, partition="dev"),
     }
-    assert check_site(stages) == [
+    assert texts(site_findings(stages)) == [
         "launch.finetune.partition is 'gpu', which Slurm does not have: there are dev.",
         "launch.merge.nodes is 2, and partition dev has 1.",
         "launch.evaluate.gpus_per_node is 3, and no node of dev has more than 2.",
     ]
     gpu_cluster.slurm("scontrol", "update", "PartitionName=dev", "MaxTime=30", "State=DOWN")
-    [too_long, is_down] = check_site({"report": stages["report"]})
+    [too_long, is_down] = texts(site_findings({"report": stages["report"]}))
     assert "launch.report.timeout_minutes is 60, and partition dev allows 30" in too_long
     assert is_down == "launch.report: partition dev is DOWN: it starts no jobs."
+
+
+def test_a_plan_knows_what_slurm_would_find_out_only_when_a_jobs_turn_comes(gpu_cluster: Devcluster) -> None:
+    def errors(resources: Resources) -> list[str]:
+        return texts(only(site_findings({"evaluate": resources}), "error"))
+
+    assert errors(Resources(tasks_per_node=2, mem_gb=0.5)) == []
+    assert errors(Resources(tasks_per_node=2, cpus_per_task=40)) == [
+        "launch.evaluate.cpus_per_task is 40 for 2 processes a node, and no node of dev has more than 2 CPUs."
+    ]
+    [too_much] = errors(Resources(mem_gb=1e6))
+    assert too_much.startswith("launch.evaluate.mem_gb is 1e+06, and no node of dev has more than ")
+    assert errors(Resources(constraint="a100|h100")) == [
+        "launch.evaluate.constraint names a100, h100, and no node of dev has that."
+    ]
+
+
+def test_a_plan_says_that_srun_here_starts_no_containers(gpu_cluster: Devcluster) -> None:
+    pyxis, apptainer = Resources(container="x.sqsh"), Resources(container="x.sif", container_runtime="apptainer")
+    [said] = texts(site_findings({"finetune": pyxis, "merge": apptainer}))
+    assert said.startswith("launch.finetune.container_runtime is pyxis, and srun here knows no --container-image")
+    assert site_findings({"merge": apptainer}) == []
+
+
+def texts(findings: list[Finding]) -> list[str]:
+    return [finding.text for finding in findings]
 
 
 def cancel(cluster: Devcluster, submitted: list[Submitted]) -> None:

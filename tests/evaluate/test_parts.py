@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from wiseft_dist.config import RunConfig
 from wiseft_dist.errors import UserError
+from wiseft_dist.evaluate.cells import parts as parts_module
 from wiseft_dist.evaluate.cells.parts import Part, assign, cut, images_by_dataset, job_names, parts_of_job
 
 
@@ -112,6 +113,16 @@ def test_the_jobs_of_a_run_have_every_image_and_finish_together(config):
     loads = [sum(images_by_dataset(job).values()) for job in jobs]
     assert sum(loads) == 2958
     assert max(loads) < 1.25 * 2958 / 4
+
+
+def test_the_parts_of_all_jobs_are_dealt_once(config, monkeypatch):
+    dealt = []
+    monkeypatch.setattr(parts_module, "assign", lambda *arguments: dealt.append(arguments) or assign(*arguments))
+    sizes = {"sketch": 1137, "photo": 493}
+    for name in job_names(config, sizes):
+        parts_of_job(config, sizes, name).clear()  # whoever asks may do with them what they like
+    assert sum(map(len, (parts_of_job(config, sizes, name) for name in job_names(config, sizes)))) > 0
+    assert len(dealt) == 1
 
 
 @pytest.mark.parametrize("name", ["0-of-2", "3-of-2", "2", "one", "1-of-2-"])

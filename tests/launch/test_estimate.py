@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
+import re
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,20 @@ import pytest
 from tiny_run import wiseft
 
 from wiseft_dist import storage
-from wiseft_dist.config import RunConfig, load_config
+from wiseft_dist.config import RunConfig, dump_config, load_config
 from wiseft_dist.data.manifest import Manifest, Shard
 from wiseft_dist.errors import UserError
 from wiseft_dist.launch.estimate import describe_disk, describe_memory, describe_parameters, describe_time
 from wiseft_dist.launch.preview import preview
-from wiseft_dist.launch.site_checks import _most_gpus
+from wiseft_dist.launch.site_checks import _features, _nodes
 from wiseft_dist.models.parameter_count import count_parameters
 from wiseft_dist.plan_command import plan_lines
 from wiseft_dist.run import Run
 
 SHARD_BYTES = 110_000_000
 SHIFTS = 15
+PLAN_SECONDS = 2.0
+"""Of a processor: how long the command waits for one is the machine's affair."""
 
 
 def make_shards(folder: Path, num_shards: int) -> None:
@@ -77,6 +81,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
         )
     )
+    run.config_file.write_text(dump_config(load_config(folder / "config.yaml")))
     return folder / "config.yaml"
 
 
@@ -87,15 +92,21 @@ def planned(large: Path) -> dict[str, Any]:
 
 def test_a_plan_for_512_gpus_and_a_grid_of_21_by_16_takes_the_command_under_two_seconds(large: Path) -> None:
     seconds = []
-    for _ in range(3):  # the machine may be busy with something else
-        started = time.monotonic()
+    for _ in range(3):  # a busy machine's caches are cold
+        before = seconds_of_children()
         done = wiseft("plan", large, "--json", "launch.executor=local")
-        seconds.append(time.monotonic() - started)
+        seconds.append(seconds_of_children() - before)
         assert done.returncode == 0, done.stderr
-        if seconds[-1] < 2:
+        if seconds[-1] < PLAN_SECONDS:
             break
-    print(f"wiseft plan took {', '.join(f'{each:.2f}' for each in seconds)} s")
     assert json.loads(done.stdout)["world_size"] == 512
+    assert min(seconds) < PLAN_SECONDS
+
+
+def seconds_of_children() -> float:
+    """What ended processes that this one started have taken of a processor."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def test_ranks_batches_and_steps_of_a_large_run(planned: dict[str, Any]) -> None:
@@ -123,6 +134,23 @@ def test_the_graph_of_a_large_run(planned: dict[str, Any]) -> None:
     first = planned["jobs"][0]
     assert (first["tasks"], first["gpus"], first["timeout_minutes"]) == (512, 512, 60)
     assert sum(sum(job["images"].values()) for job in planned["jobs"] if "images" in job) == 160_000
+
+
+def test_a_plan_of_a_thousand_jobs_shows_the_first_ones(large: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    shutil.copytree(large.parent / "run", run.path, dirs_exist_ok=True)
+    settings = ["launch.evaluate.max_parallel=1000", "evaluate.job_images=160", "evaluate.part_samples=160"]
+    described = preview(load_config(large, [f"output={run.path}", "launch.executor=local", *settings]))
+    assert sum(sum(job.get("images", {}).values()) for job in described["jobs"]) == 160_000
+    lines = [line for line in plan_lines(described) if "evaluate" in line or "more like" in line]
+    assert lines[0] == "evaluate: an array of 1000, at most 1000 at the same time"
+    assert [line.split()[0] for line in lines[1:4]] == [
+        "evaluate/1-of-1000",
+        "evaluate/2-of-1000",
+        "evaluate/3-of-1000",
+    ]
+    assert "after merge" in lines[1] and "after" not in lines[2]
+    assert re.fullmatch(r" +and 997 more like these, with \d+ to \d+ images each", lines[4])
 
 
 def test_time_at_a_given_rate(planned: dict[str, Any]) -> None:
@@ -218,8 +246,42 @@ def test_a_job_that_needs_longer_than_its_limit_comes_back_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "most"),
-    [("(null)\n", 0), ("gpu:4\n", 4), ("gpu:a100:4(S:0-1)\ngpu:8\n", 8), ("gpu:a100:2,gpu:h100:3\n", 5), ("", None)],
+    ("answer", "gpus"),
+    [("(null)", [0]), ("gpu:4", [4]), ("gpu:a100:4(S:0-1)\ngpu:8", [4, 8]), ("gpu:a100:2,gpu:h100:3", [5]), ("", [])],
 )
-def test_gpus_of_a_node_as_sinfo_writes_them(answer: str, most: int | None) -> None:
-    assert _most_gpus(answer) == most
+def test_gpus_of_nodes_as_sinfo_writes_them(answer: str, gpus: list[int]) -> None:
+    nodes = _nodes("".join(f"{line}|64|515000|(null)\n" for line in answer.splitlines()))
+    assert [node.gpus for node in nodes] == gpus
+
+
+def test_cores_memory_and_features_of_nodes_as_sinfo_writes_them() -> None:
+    [node] = _nodes("(null)|64+|515000|a100,ib\n")
+    assert (node.cpus, node.megabytes, node.features) == (64, 515_000, {"a100", "ib"})
+
+
+@pytest.mark.parametrize(
+    ("constraint", "features"),
+    [("a100", ["a100"]), ("(a100|80g)&ib", ["a100", "80g", "ib"]), ("[rack1*2&rack2*4]", ["rack1", "rack2"]), ("", [])],
+)
+def test_features_in_a_constraint(constraint: str, features: list[str]) -> None:
+    assert _features(constraint) == features
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["merge.method=uniform_soup", "merge.models=[/nowhere]"], r"merge.models: /nowhere is not there"),
+        (["model.pretrained={folder}/torn.safetensors"], r"torn.safetensors is not readable as weights"),
+        (["output={folder}/other"], r"other holds other files and no run"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_would_refuse(
+    world: Any, tmp_path: Path, settings: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    overrides = [f"output={tmp_path / 'run'}", *(setting.format(folder=tmp_path) for setting in settings)]
+    with pytest.raises(UserError, match=said):
+        preview(load_config(world.config, overrides))
+    assert not (tmp_path / "run").exists()

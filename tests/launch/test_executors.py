@@ -12,8 +12,9 @@ import pytest
 import submitit.slurm.slurm
 
 from wiseft_dist.config import Resources, RunConfig
+from wiseft_dist.errors import RunError
 from wiseft_dist.launch.container_checks import unseen_in_containers
-from wiseft_dist.launch.executors import _clean_environment, slurm_parameters
+from wiseft_dist.launch.executors import _clean_environment, slurm_parameters, submitting
 from wiseft_dist.launch.sbatch import job_python
 
 PLAIN = Resources()
@@ -136,6 +137,15 @@ def test_places_that_a_container_does_not_see_are_named() -> None:
     assert unseen_in_containers(config.model_copy(update={"launch": launch})) == []
 
 
+def test_models_that_the_merge_reads_are_looked_for_in_its_container() -> None:
+    merge = {"method": "uniform_soup", "models": ["/seen/one", "/elsewhere/two", "s3://bucket/three"]}
+    stage = {"container": "x.sqsh", "container_mounts": ["/seen"]}
+    tree = {"output": "/runs/x", "model": {"architecture": "ViT-B-16"}, "data": {"train": "/t"}, "merge": merge}
+    config = RunConfig.model_validate(tree | {"launch": {"executor": "slurm", "merge": stage}})
+    [said] = unseen_in_containers(config)
+    assert said.startswith("merge.models: /elsewhere/two is not mounted in the container of launch.merge")
+
+
 def test_variables_of_a_job_here_do_not_stay_with_whoever_submits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("SLURM_GPU_BIND", "closest")
@@ -144,3 +154,19 @@ def test_variables_of_a_job_here_do_not_stay_with_whoever_submits(monkeypatch: p
         assert "SLURM_GPU_BIND" not in os.environ
     assert (os.environ["OMP_NUM_THREADS"], os.environ["SLURM_GPU_BIND"]) == ("7", "closest")
     assert "NCCL_DEBUG" not in os.environ
+
+
+def test_an_option_that_sbatch_does_not_know_is_named() -> None:
+    words = "sbatch: unrecognized option '--x=3'\nTry \"sbatch --help\" for more information\n"
+    said = "Slurm refused the report job: sbatch: unrecognized option '--x=3'$"
+    with pytest.raises(RunError, match=said), submitting("report"):
+        raise submitit.core.utils.FailedJobError(words)
+
+
+def test_a_run_whose_name_a_list_of_mounts_cannot_hold_is_seen_with_the_folder_around_it() -> None:
+    run = Path("/runs/sweep/lr=1e-05,epochs=5")
+    resources = Resources(container="x.sqsh")
+    [srun] = [
+        line for line in script(resources, code=run / "jobs/code/1", run_folders=[run]) if line.startswith("srun")
+    ]
+    assert "--container-mounts=/runs/sweep:/runs/sweep " in srun

@@ -204,6 +204,20 @@ def in_a_batch_job(monkeypatch: pytest.MonkeyPatch, job_id: str) -> None:
         monkeypatch.setenv(name, value)
 
 
+def test_a_place_where_nothing_can_be_written_is_a_sentence(world, tmp_path):
+    (tmp_path / "file").touch()
+    config = load_config(world.config, [f"output={tmp_path / 'file' / 'run'}"])
+    with pytest.raises(UserError, match=r"^output: .*/file/run: nothing can be written there \(Not a directory\)"):
+        start(config)
+
+
+def test_a_path_in_which_slurm_would_put_the_jobs_number_is_refused(world, tmp_path):
+    settings = [f"output={tmp_path / 'run%j'}", "launch.executor=slurm"]
+    with pytest.raises(UserError, match=r"run%j has a %, which begins Slurm's own placeholders"):
+        start(load_config(world.config, settings))
+    assert not (tmp_path / "run%j").exists()
+
+
 def test_a_warning_cannot_speak_to_the_terminal(capsys):
     warn_of(["photo: \x1b[2Jtitled"])
     assert capsys.readouterr().err == "wiseft: photo: \\x1b[2Jtitled\n"
@@ -231,6 +245,16 @@ def test_a_run_that_goes_on_with_other_code_says_so_once(world, tmp_path, capsys
     prepare(config)
     assert capsys.readouterr().err == ""
     assert [event["event"] for event in read_events(run)] == ["code", "attempt", "warning", "code"]
+
+
+def test_of_earlier_code_the_revision_is_told_that_its_launch_knew(world, tmp_path, capsys):
+    config = load_config(world.config, [f"output={tmp_path / 'run'}"])
+    run = prepare(config)
+    code = {"code": "0123456789abcdef", "version": "0.0.1"}
+    append_event(run.events_file, stage="launch", event="code", revision="cafe" * 10, is_dirty=True, **code)
+    append_event(run.events_file, stage="finetune", event="attempt", **code)
+    prepare(config)
+    assert "and it was 0.0.1 (0123456789abcdef, revision cafecafecafe with changes)" in capsys.readouterr().err
 
 
 def test_a_container_that_nobody_starts_is_named(world, tmp_path, capsys):

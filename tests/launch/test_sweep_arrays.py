@@ -48,6 +48,13 @@ def test_no_array_is_longer_than_slurm_takes():
     ]
 
 
+def test_where_slurm_has_no_arrays_every_job_is_one_by_itself():
+    arrays = make_arrays(dict.fromkeys("ab", (("finetune", None), ("merge", None))), longest=0, at_once=64)
+    assert [(array.stage, array.runs, array.after) for array in arrays] == [
+        ("finetune", ("a",), ()), ("merge", ("a",), (0,)), ("finetune", ("b",), ()), ("merge", ("b",), (2,)),
+    ]  # fmt: skip
+
+
 def test_nothing_is_submitted_of_finished_runs():
     assert make_arrays({"a": (), "b": ()}, longest=10, at_once=1) == []
 

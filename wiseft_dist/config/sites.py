@@ -81,13 +81,14 @@ def _read_site(file: Path) -> dict[str, Any]:
     others = sorted(tree.keys() - {"launch"})
     if others:
         raise UserError(f"{file}: a site profile has the section launch alone, and this one has {', '.join(others)}.")
-    launch = tree.get("launch") or {}
-    if isinstance(launch, Mapping):  # a section whose settings are all commented out
-        launch = {name: value for name, value in launch.items() if value is not None}
+    section = tree.get("launch") or {}
+    if not isinstance(section, Mapping):
+        raise UserError(f"{file}: launch is {section!r}: it is a section, with settings of its own under it.")
+    launch = {name: value for name, value in section.items() if value is not None}  # of some, all is commented out
     if "site" in launch:
         raise UserError(f"{file}: launch.site: a site profile does not start from another.")
     _check(launch, str(file))
-    return dict(launch)
+    return launch
 
 
 def _check(launch: Mapping[str, Any], source: str) -> None:

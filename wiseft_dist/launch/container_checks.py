@@ -9,10 +9,19 @@ from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.pipeline import STAGES
 
 READS = {
-    "finetune": ("data.train", "data.classnames", "data.templates", "model.architecture", "model.pretrained"),
-    "evaluate": ("data.train", "data.reference", "data.shifts", "data.classnames"),
+    "finetune": (
+        "data.train",
+        "data.classnames",
+        "data.templates",
+        "data.cache",
+        "model.architecture",
+        "model.pretrained",
+        "finetune.features",
+    ),
+    "merge": ("merge.models", "merge.fisher"),
+    "evaluate": ("data.train", "data.reference", "data.shifts", "data.classnames", "data.cache"),
 }
-"""Settings that name what a stage reads; the rest lies in the run directory."""
+"""Settings that name what a stage reads, or keeps for the next time; the rest lies in the run directory."""
 
 
 def unseen_in_containers(config: RunConfig) -> list[str]:
@@ -35,8 +44,8 @@ def _local_places(config: RunConfig, settings: tuple[str, ...]) -> Iterator[tupl
     for setting in settings:
         section, name = setting.split(".")
         value = getattr(getattr(config, section), name)
-        places = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, place in places:
+        listed = value if isinstance(value, tuple) else (value,)
+        for key, place in value.items() if isinstance(value, dict) else ((None, each) for each in listed):
             if place and place.startswith("/"):  # neither a name nor a place in a store
                 yield setting if key is None else f"{setting}.{key}", place
 

@@ -202,7 +202,7 @@ def _folder(run: Run, stage: str) -> Path:
 
 
 def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("Try ")]  # sbatch's own --help
     return lines[-1] if lines else "no reason given"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.run import Run
@@ -39,10 +40,9 @@ def only_one(run: Run, *, what: str = "run") -> Iterator[None]:
         what: Which of the two.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, or nothing can be written there.
     """
-    run.jobs.mkdir(parents=True, exist_ok=True)
-    with run.lock_file.open("a") as handle:
+    with _lock_file(run) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_held = run.lock_file.stat().st_ino == os.fstat(handle.fileno()).st_ino
@@ -57,6 +57,17 @@ def only_one(run: Run, *, what: str = "run") -> Iterator[None]:
             yield
         finally:
             handle.truncate(0)
+
+
+def _lock_file(run: Run) -> TextIO:
+    try:
+        run.jobs.mkdir(parents=True, exist_ok=True)
+        return run.lock_file.open("a")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"output: {run.path}: nothing can be written there ({reason}); nothing was started. Choose another output."
+        ) from error
 
 
 def holder(run: Run) -> Holder | None:

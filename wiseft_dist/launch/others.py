@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from wiseft_dist.claims import LEAVING_SECONDS, Claim, at_work
@@ -48,10 +49,14 @@ def refuse_beside_others(run: Run) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def refuse_unknown_jobs(run: Run) -> None:
+def refuse_unknown_jobs(run: Run, noted: Collection[str] | None = None) -> None:
     """Slurm may hold jobs of a call that was killed before it could note them: they would run beside new ones.
 
     They are known by their batch scripts, which submitit writes into the run.
+
+    Args:
+        run: The run, or the folder of a sweep.
+        noted: Slurm's ids of the jobs that are known. Left out: those of the run's ledger.
 
     Raises:
         UserError: naming them.
@@ -59,7 +64,9 @@ def refuse_unknown_jobs(run: Run) -> None:
     """
     if shutil.which("squeue") is None:
         return  # whoever submits says that there is no Slurm here
-    known = {entry.job_id.split("_")[0] for entry in read_ledger(run).values()}
+    if noted is None:
+        noted = [entry.job_id for entry in read_ledger(run).values()]
+    known = {job_id.split("_")[0] for job_id in noted}
     answer = ask(["squeue", "--noheader", "--me", "--states=PENDING,RUNNING", "--format=%F|%o"])
     jobs = (line.strip().partition("|") for line in answer.splitlines())
     unknown = sorted({job_id for job_id, _, script in jobs if job_id not in known and _is_of(run, script)})

@@ -13,7 +13,6 @@ from wiseft_dist.data.vocabulary import load_vocabulary
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
 from wiseft_dist.evaluate.dataset_checks import check_datasets
-from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.estimate import (
     describe_disk,
     describe_memory,
@@ -22,8 +21,8 @@ from wiseft_dist.launch.estimate import (
     describe_scoring,
     describe_time,
 )
-from wiseft_dist.launch.site_checks import check_site
-from wiseft_dist.launch.start import left_of, resolve_paths, warn_of
+from wiseft_dist.launch.site_checks import site_findings
+from wiseft_dist.launch.start import checked, left_of, warn_of
 from wiseft_dist.models.parameter_count import count_parameters
 from wiseft_dist.pipeline import Step, describe
 from wiseft_dist.run import Run
@@ -49,8 +48,7 @@ def preview(
     Raises:
         UserError: as for `wiseft run`, or if ``rate_from`` tells no rate.
     """
-    config = resolve_paths(config)
-    run = Run(Path(config.output))
+    config, run = checked(config)
     manifests = index_all(config, run)
     warn_of(check_datasets(config, manifests))
     return describe_plan(config, run, manifests, site=site, known_rate=_rate(config, run, rate, rate_from))
@@ -83,7 +81,10 @@ def describe_plan(
         "disk_bytes": describe_disk(config, parameters, scoring, reading["bytes_an_epoch"]),
         "gpu_bytes_without_activations": describe_memory(config, parameters, world_size),
         "time": describe_time(config, manifests[TRAIN].num_training, *known_rate),
-        "slurm": [*check_site(stages), *unseen_in_containers(config)] if config.launch.executor == "slurm" else [],
+        "slurm": [
+            {"level": finding.level, "text": finding.text}
+            for finding in (site_findings(stages) if config.launch.executor == "slurm" else [])
+        ],
     }
 
 

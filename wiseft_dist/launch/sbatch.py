@@ -126,9 +126,14 @@ def _pyxis_options(resources: Resources, code: Path | None, run_folders: Sequenc
 
 def _mounts(resources: Resources, code: Path | None, run_folders: Sequence[Path]) -> list[str]:
     """``/outside:/inside`` for every folder that the container sees, each once."""
-    own = [str(folder) for folder in (*run_folders, *([code] if code else []))]
+    own = [str(_mountable(folder)) for folder in (*run_folders, *([code] if code else []))]
     mounts = [mount if ":" in mount else f"{mount}:{mount}" for mount in (*resources.container_mounts, *own)]
     return list(dict.fromkeys(mounts))
+
+
+def _mountable(folder: Path) -> Path:
+    """The folder, or the nearest above it that a list of mounts can name: a sweep's runs have commas in their names."""
+    return next(each for each in (folder, *folder.parents) if not set(",:") & set(str(each)))
 
 
 def _further_options(resources: Resources, dependency: str | None) -> dict[str, Any]:

@@ -1,22 +1,35 @@
-"""What Slurm would refuse or never start of a run, asked before anything is submitted: partitions, limits, accounts."""
+"""What Slurm would refuse or never start of a run, asked before anything is submitted: partitions, nodes, accounts.
+
+Of a job that waits for another one, Slurm itself looks at some of this only when its turn comes.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from wiseft_dist.config import Resources
-from wiseft_dist.errors import RunError
-from wiseft_dist.findings import Finding, Level
+from wiseft_dist.errors import RunError, UserError
+from wiseft_dist.findings import Finding, Level, only
 from wiseft_dist.slurm import ask, has_accounting, parse_minutes
+
+NODE_FORMAT = "%G|%c|%m|%f"
+"""For sinfo: generic resources, CPUs, megabytes of memory, features."""
 
 
 def check_site(stages: Mapping[str, Resources]) -> list[str]:
-    """Sentences about what Slurm will refuse or never start; empty where there is no Slurm or nothing is wrong."""
-    return [finding.text for finding in site_findings(stages)]
+    """Sentences about what Slurm may not do of stages that are to be submitted.
+
+    Raises:
+        UserError: with what it would refuse: else the stages before it were in the queue already.
+    """
+    found = site_findings(stages)
+    if errors := only(found, "error"):
+        raise UserError(f"nothing was submitted: {' '.join(finding.text for finding in errors)}")
+    return [finding.text for finding in found]
 
 
 def site_findings(stages: Mapping[str, Resources]) -> list[Finding]:
@@ -29,7 +42,7 @@ def site_findings(stages: Mapping[str, Resources]) -> list[Finding]:
     found: list[Finding] = []
     for stage, resources in stages.items():
         found += _of_stage(stage, resources, partitions)
-    return found + _accounts(stages)
+    return [*found, *_accounts(stages), *_pyxis(stages)]
 
 
 def _finding(text: str, level: Level = "warning") -> Finding:
@@ -66,12 +79,38 @@ def _of_partition(stage: str, resources: Resources, name: str, fields: Mapping[s
     num_nodes = int(fields["TotalNodes"]) if fields.get("TotalNodes", "").isdecimal() else None
     if num_nodes is not None and resources.nodes > num_nodes:
         yield _finding(f"launch.{stage}.nodes is {resources.nodes}, and partition {name} has {num_nodes}.", "error")
-    gpus = _most_gpus(_answer("sinfo", "--noheader", "--partition", name, "--format=%G"))
-    if gpus is not None and resources.gpus_per_node > gpus:
-        wanted = resources.gpus_per_node
-        yield _finding(
-            f"launch.{stage}.gpus_per_node is {wanted}, and no node of {name} has more than {gpus}.", "error"
-        )
+    if nodes := _nodes(_answer("sinfo", "--noheader", "--exact", "--partition", name, f"--format={NODE_FORMAT}")):
+        yield from (_finding(f"launch.{stage}.{text}", "error") for text in _of_nodes(resources, name, nodes))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What some nodes of a partition have."""
+
+    gpus: int
+    cpus: int
+    megabytes: int
+    features: frozenset[str]
+
+
+def _of_nodes(resources: Resources, partition: str, nodes: Sequence[_Node]) -> Iterable[str]:
+    """What no node of a partition has."""
+    gpus = max(node.gpus for node in nodes)
+    if resources.gpus_per_node > gpus:
+        yield f"gpus_per_node is {resources.gpus_per_node}, and no node of {partition} has more than {gpus}."
+    cpus, a_process = max(node.cpus for node in nodes), resources.cpus_per_task or 1
+    if resources.tasks_per_node * a_process > cpus and "overcommit" not in resources.extra:
+        tasks = f"{resources.tasks_per_node} processes a node" if resources.tasks_per_node > 1 else "one process a node"
+        yield f"cpus_per_task is {a_process} for {tasks}, and no node of {partition} has more than {cpus} CPUs."
+    megabytes = max(node.megabytes for node in nodes)
+    if (resources.mem_gb or 0) * 1024 > megabytes:
+        most = f"{megabytes / 1024:.4g}"
+        yield f"mem_gb is {resources.mem_gb:g}, and no node of {partition} has more than {most}."
+    known = frozenset(feature for node in nodes for feature in node.features)
+    wanted = _features(resources.constraint or "")
+    missing = [feature for feature in wanted if feature not in known]
+    if missing and ("|" not in (resources.constraint or "") or len(missing) == len(wanted)):
+        yield f"constraint names {', '.join(missing)}, and no node of {partition} has that."
 
 
 def _accounts(stages: Mapping[str, Resources]) -> list[Finding]:
@@ -91,18 +130,39 @@ def _accounts(stages: Mapping[str, Resources]) -> list[Finding]:
     ]
 
 
+def _pyxis(stages: Mapping[str, Resources]) -> Iterable[Finding]:
+    """Whether srun starts containers: the one here need not have the plugin that those of the nodes have."""
+    wanted = [stage for stage, each in stages.items() if each.container and each.container_runtime == "pyxis"]
+    options = _answer("srun", "--help") if wanted else ""
+    if options and "--container-image" not in options:
+        yield _finding(
+            f"launch.{wanted[0]}.container_runtime is pyxis, and srun here knows no --container-image: where the nodes "
+            "have no pyxis either, the job fails at once."
+        )
+
+
 def _partitions(text: str) -> dict[str, dict[str, str]]:
     """``scontrol --oneliner show partition``: the fields of each, by its name."""
     lines = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in text.splitlines()]
     return {fields["PartitionName"]: fields for fields in lines if "PartitionName" in fields}
 
 
-def _most_gpus(text: str) -> int | None:
-    """The most GPUs of a node, from lines such as ``gpu:a100:4(S:0-1),gpu:1`` or ``(null)``; None for no answer."""
-    if not text:
-        return None
-    lines = [re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", line) for line in text.splitlines()]
-    return max(sum(map(int, numbers)) for numbers in lines)
+def _nodes(text: str) -> list[_Node]:
+    """Lines of :data:`NODE_FORMAT`: ``gpu:a100:4(S:0-1),gpu:1|128|1031000|a100,ib``, or ``(null)`` for nothing."""
+    rows = [line.split("|") for line in text.splitlines()]
+    return [
+        _Node(_num_gpus(gres), int(cpus.rstrip("+")), int(megabytes.rstrip("+")), frozenset(features.split(",")))
+        for gres, cpus, megabytes, features in rows
+    ]
+
+
+def _num_gpus(gres: str) -> int:
+    return sum(map(int, re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres)))
+
+
+def _features(constraint: str) -> list[str]:
+    """The names in ``[rack1*2&rack2*4]`` and ``(a100|h100)&ib``."""
+    return [name for name in re.split(r"[\s&|,()\[\]]+", re.sub(r"\*\d+", "", constraint)) if name]
 
 
 def _answer(*command: str) -> str:

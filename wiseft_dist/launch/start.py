@@ -27,7 +27,7 @@ from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.follow import only_one, queued_jobs, run_pipeline
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.launch.others import record_batch_job, refuse_beside_others
-from wiseft_dist.launch.site_checks import site_findings
+from wiseft_dist.launch.site_checks import check_site
 from wiseft_dist.pipeline import STAGES, Step, is_finished, plan, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run, find_run, open_run
@@ -41,7 +41,7 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
         UserError: before anything is submitted, for every mistake that can be seen by then.
         RunError: if a job fails.
     """
-    config, run = _checked(config)
+    config, run = checked(config)
     goes_to_background = detach and config.launch.executor == "local"
     with only_one(run):
         refuse_beside_others(run)
@@ -63,7 +63,7 @@ def prepare(config: RunConfig) -> Run:
     Raises:
         UserError: as :func:`start`.
     """
-    config, run = _checked(config)
+    config, run = checked(config)
     with only_one(run):
         refuse_beside_others(run)
         _open(config, run)
@@ -71,9 +71,17 @@ def prepare(config: RunConfig) -> Run:
     return run
 
 
-def _checked(config: RunConfig) -> tuple[RunConfig, Run]:
-    """What can be checked before anything is written."""
+def checked(config: RunConfig) -> tuple[RunConfig, Run]:
+    """What can be checked before anything is written and without reading shards; tells what may be wrong.
+
+    Returns:
+        The configuration with paths that do not depend on the working directory, and its run, which need not exist.
+
+    Raises:
+        UserError: naming the first mistake.
+    """
     config = resolve_paths(config)
+    refuse_placeholders(config)
     world_size = config.launch.finetune.num_tasks
     batch_arithmetic(config, world_size)
     lanes = config.data.lanes // world_size
@@ -92,6 +100,19 @@ def _checked(config: RunConfig) -> tuple[RunConfig, Run]:
     if config.launch.executor == "slurm":
         warn_of(unseen_in_containers(config))
     return config, _find(config)
+
+
+def refuse_placeholders(config: RunConfig) -> None:
+    """Slurm and submitit replace ``%j`` and the like in the names of a job's files.
+
+    Raises:
+        UserError: if the run's path has one.
+    """
+    if config.launch.executor == "slurm" and "%" in config.output:
+        raise UserError(
+            f"output: {config.output} has a %, which begins Slurm's own placeholders in the names of a job's files: "
+            "choose another output."
+        )
 
 
 def _find(config: RunConfig) -> Run:
@@ -129,29 +150,23 @@ def _open(config: RunConfig, run: Run, *, is_submitted: bool = False) -> None:
 
 
 def _check_site(config: RunConfig, run: Run, manifests: dict[str, Manifest]) -> list[str]:
-    """Sentences about what Slurm may not do of the steps that are to be submitted.
-
-    Raises:
-        UserError: with what it would refuse: else the steps before it were in the queue already.
-    """
+    """:func:`check_site` of the steps that are neither done nor in the queue."""
     queued = {name.partition("/")[0] for name in queued_jobs(run)}
     steps = [step for step in left_of(config, run, manifests) if step.stage not in queued]
-    found = site_findings({step.stage: step.jobs[0].resources for step in steps})
-    errors = [each.text for each in found if each.level == "error"]
-    if errors:
-        raise UserError(f"nothing was submitted: {' '.join(errors)}")
-    return [each.text for each in found]
+    return check_site({step.stage: step.jobs[0].resources for step in steps})
 
 
 def note_code(config: RunConfig, run: Run) -> None:
     """Record which code goes on with the run, and warn where an earlier attempt ran other code."""
     now = code_identity()
-    before = next((event for event in reversed(read_events(run)) if event.get("code")), None)
+    known = [event for event in reversed(read_events(run)) if event.get("code")]
+    before = known[0] if known else None
     if before is not None and before["code"] == now.digest:
         return
     if before is not None and remaining(config, run):
-        version, revision = str(before.get("version")), before.get("revision")
-        earlier = CodeIdentity(version, str(before["code"]), revision, before.get("is_dirty"))
+        # A job's own event does not say of which revision its code was, the one of its launch does.
+        told = next((event for event in known if event["code"] == before["code"] and event.get("revision")), before)
+        earlier = CodeIdentity(str(before.get("version")), before["code"], told.get("revision"), told.get("is_dirty"))
         sentence = f"{run.path}: what is left runs with other code than before: {now}, and it was {earlier}."
         warn_of([sentence], run, stage="launch")
     append_event(

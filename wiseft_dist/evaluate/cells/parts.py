@@ -9,6 +9,7 @@ import heapq
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 
 from wiseft_dist.config import RunConfig
@@ -105,7 +106,13 @@ def parts_of_job(config: RunConfig, sizes: Mapping[str, int], name: str) -> list
     if not 1 <= number <= num_jobs:
         raise UserError(f"{name} is not a job of the evaluation: write 1-of-3, 2-of-3 or 3-of-3.")
     num_readers = num_jobs * config.launch.evaluate.num_tasks
-    return assign(cut(sizes, config.evaluate.part_samples, num_readers=num_readers), num_jobs)[number - 1]
+    return list(_dealt(tuple(sizes.items()), config.evaluate.part_samples, num_readers, num_jobs)[number - 1])
+
+
+@lru_cache(maxsize=8)
+def _dealt(sizes: tuple[tuple[str, int], ...], part_samples: int, num_readers: int, num_jobs: int) -> list[list[Part]]:
+    """The parts of every job; whoever asks for those of each of a thousand jobs has them dealt once."""
+    return assign(cut(dict(sizes), part_samples, num_readers=num_readers), num_jobs)
 
 
 def images_by_dataset(parts: Sequence[Part]) -> dict[str, int]:

@@ -36,7 +36,7 @@ def make_arrays(missing: Mapping[str, Missing], *, longest: int, at_once: int) -
 
     Args:
         missing: What each run lacks; finished ones may be there with nothing.
-        longest: Tasks that an array may have.
+        longest: Tasks that an array may have; 0 where Slurm has no arrays, and every job is one by itself.
         at_once: How many runs may be at a stage at the same time. Several chains share it by their numbers of runs;
             each has one at least.
     """
@@ -44,7 +44,7 @@ def make_arrays(missing: Mapping[str, Missing], *, longest: int, at_once: int) -
     for name, jobs in missing.items():
         if jobs:
             groups[jobs].append(name)
-    num_runs = sum(map(len, groups.values()))
+    num_runs, longest = sum(map(len, groups.values())), max(1, longest)
     arrays: list[Array] = []
     for jobs, names in groups.items():
         for start in range(0, len(names), longest):

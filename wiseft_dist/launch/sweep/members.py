@@ -15,8 +15,9 @@ from wiseft_dist.data.stage import TRAIN, evaluated_sizes, index_all, refuse_cre
 from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import job_names
 from wiseft_dist.evaluate.dataset_checks import check_datasets
+from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
-from wiseft_dist.launch.start import resolve_paths
+from wiseft_dist.launch.start import refuse_placeholders, resolve_paths
 from wiseft_dist.launch.sweep.directory import Member
 from wiseft_dist.launch.sweep.grid import Grid, refuse_what_makes_no_runs
 from wiseft_dist.launch.sweep.names import run_names, value_text
@@ -147,6 +148,7 @@ def _check(
     config: RunConfig, checked: set[str], indexed: dict[str, dict[str, Manifest]], warnings: dict[str, None]
 ) -> dict[str, Manifest]:
     """Everything about one run, leaving out what was checked for another in the same words."""
+    refuse_placeholders(config)
     batch_arithmetic(config, config.launch.finetune.num_tasks)
     refuse_credentials(config)
     run = find_run(config)
@@ -157,6 +159,8 @@ def _check(
     manifests = _indexed(config, run, indexed)
     if _is_new(checked, ["data", config.data.model_dump(mode="json"), config.finetune.recipe]):
         warnings.update(dict.fromkeys(check_datasets(config, manifests)))
+    if config.launch.executor == "slurm":
+        warnings.update(dict.fromkeys(unseen_in_containers(config)))
     return manifests
 
 

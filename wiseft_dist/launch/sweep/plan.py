@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wiseft_dist.config import LaunchConfig
+from wiseft_dist.config import LaunchConfig, Resources
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.cells.parts import job_names
+from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.launch.start import left_of
 from wiseft_dist.launch.sweep.arrays import Array, Missing, make_arrays
 from wiseft_dist.launch.sweep.directory import SWEEP_FILE, SoupKind, Sweep, is_sweep, read_sweep, refuse_another_sweep
 from wiseft_dist.launch.sweep.grid import parse_grid
 from wiseft_dist.launch.sweep.members import Planned, check_members, read_members
 from wiseft_dist.launch.sweep.soup import why_no_soup
+from wiseft_dist.pipeline import STAGES
 from wiseft_dist.slurm import max_array_size
 
 USUAL_ARRAY_SIZE = 1001
@@ -97,6 +100,12 @@ def missing_of(plan: Plan) -> dict[str, Missing]:
     }
 
 
+def stages_of(plan: Plan, missing: Mapping[str, Missing]) -> dict[str, Resources]:
+    """The resources of the stages that some run lacks."""
+    stages = {stage for jobs in missing.values() for stage, _ in jobs}
+    return {stage: getattr(plan.launch, stage) for stage in STAGES if stage in stages}
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """What would be run or submitted, for people and for JSON."""
     missing, launch = missing_of(plan), plan.launch
@@ -111,6 +120,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "warnings": list(plan.warnings),
     }
     if launch.executor == "slurm":
+        found = site_findings(stages_of(plan, missing))
+        described["slurm"] = [{"level": finding.level, "text": finding.text} for finding in found]
         described["arrays"] = [
             {
                 "job": array.name,

@@ -12,7 +12,9 @@ from wiseft_dist.data.stage import index
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.launch.lock import only_one
+from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
+from wiseft_dist.launch.site_checks import check_site
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.launch.start import note_code, refuse_to_change_under_jobs
 from wiseft_dist.launch.sweep.arrays import Array, Missing
@@ -20,7 +22,7 @@ from wiseft_dist.launch.sweep.directory import Sweep
 from wiseft_dist.launch.sweep.follow import follow
 from wiseft_dist.launch.sweep.local import run_here
 from wiseft_dist.launch.sweep.names import few
-from wiseft_dist.launch.sweep.plan import Asked, Plan, missing_of, plan_sweep, refuse_what_came_between
+from wiseft_dist.launch.sweep.plan import Asked, Plan, missing_of, plan_sweep, refuse_what_came_between, stages_of
 from wiseft_dist.launch.sweep.soup import prepare_soup
 from wiseft_dist.launch.sweep.submit import submit_arrays, submit_soup
 from wiseft_dist.pipeline import remaining
@@ -50,6 +52,8 @@ def start(asked: Asked, *, detach: bool = False) -> Plan:
     is_local = plan.launch.executor == "local"
     with only_one(Run(plan.sweep.folder), what="sweep"):
         refuse_what_came_between(plan)
+        if not is_local:
+            _check_slurm(plan)
         plan.sweep.write()
         with ExitStack() as locks:
             _lock_all(plan, locks)
@@ -63,6 +67,19 @@ def start(asked: Asked, *, detach: bool = False) -> Plan:
     if is_local and detach:
         _start_in_background(asked, plan)  # it takes the lock itself
     return plan
+
+
+def _check_slurm(plan: Plan) -> None:
+    """Tell what Slurm may not do of the stages that are to be submitted.
+
+    Raises:
+        UserError: with what it would refuse, or with jobs of this sweep that no run knows.
+    """
+    refuse_unknown_jobs(Run(plan.sweep.folder), [job_id for ids in _noted(plan.sweep).values() for job_id in ids])
+    queued = _queued(plan.sweep)
+    missing = {name: jobs for name, jobs in missing_of(plan).items() if name not in queued}
+    for sentence in check_site(stages_of(plan, missing)):
+        _say(f"wiseft: {sentence}")
 
 
 def _lock_all(plan: Plan, locks: ExitStack) -> None:
@@ -149,16 +166,21 @@ def _soup_missing(plan: Plan) -> Missing:
 
 def _queued(sweep: Sweep) -> dict[str, list[str]]:
     """The active jobs of each run; those that can never start are taken out of the queue first."""
-    names = [*(member.name for member in sweep.members), sweep.soup_run.path.name]
-    ids = {
-        name: [entry.job_id for entry in read_ledger(sweep.run(name)).values() if entry.executor == "slurm"]
-        for name in names
-    }
+    ids = _noted(sweep)
     states = job_states([job_id for each in ids.values() for job_id in each])
     outcomes = {job_id: outcome_of(state, has_result=False, failure=None) for job_id, state in states.items()}
     cancel_jobs([job_id for job_id, outcome in outcomes.items() if outcome is Outcome.blocked])
-    active = [job_id for job_id, outcome in outcomes.items() if outcome in (Outcome.waiting, Outcome.running)]
+    active = {job_id for job_id, outcome in outcomes.items() if outcome in (Outcome.waiting, Outcome.running)}
     return {name: found for name, each in ids.items() if (found := [job_id for job_id in each if job_id in active])}
+
+
+def _noted(sweep: Sweep) -> dict[str, list[str]]:
+    """The jobs of Slurm that each run, and the soup, knows of."""
+    names = [*(member.name for member in sweep.members), sweep.soup_run.path.name]
+    return {
+        name: [entry.job_id for entry in read_ledger(sweep.run(name)).values() if entry.executor == "slurm"]
+        for name in names
+    }
 
 
 def _submitted(array: Array, job_id: str) -> str:

@@ -10,6 +10,7 @@ from wiseft_dist.config import LaunchConfig
 from wiseft_dist.launch.executors import slurm_executor, submitting
 from wiseft_dist.launch.job import StageJob
 from wiseft_dist.launch.ledger import Entry, read_ledger, record
+from wiseft_dist.launch.processes import signals_held
 from wiseft_dist.launch.sweep.arrays import Array, Missing
 from wiseft_dist.launch.sweep.directory import SOUP, Sweep
 from wiseft_dist.launch.sweep.soup import SoupMerge
@@ -31,9 +32,10 @@ def submit_arrays(sweep: Sweep, arrays: Sequence[Array], launch: LaunchConfig, c
         calls = [StageJob(run, array.stage, array.part) for run in runs]
         kind = "aftercorr" if len(runs) > 1 else "afterok"  # a single job is no array
         dependency = _dependency(kind, [ids[place] for place in array.after])
-        job_ids = _submit(sweep, calls, launch, dependency, code, at_once=array.at_once)
-        for run, job_id in zip(runs, job_ids, strict=True):
-            record(run, [_entry(sweep, array.stage, array.name, job_id)])
+        with signals_held():  # tasks that Slurm has taken and no run knows would run beside the next call's
+            job_ids = _submit(sweep, calls, launch, dependency, code, at_once=array.at_once)
+            for run, job_id in zip(runs, job_ids, strict=True):
+                record(run, [_entry(sweep, array.stage, array.name, job_id)])
         ids.append(job_ids[0].partition("_")[0])
     return ids
 
@@ -68,9 +70,10 @@ def submit_soup(
         parts = [part for each, part in missing if each == stage]
         calls = [SoupMerge(run, stage, part) if stage == "merge" else StageJob(run, stage, part) for part in parts]
         at_once = getattr(launch, stage).max_parallel
-        job_ids = _submit(sweep, calls, launch, _dependency(kind, before), code, at_once=at_once)
         names = [stage if part is None else f"{stage}/{part}" for part in parts]
-        record(run, [_entry(sweep, stage, name, job_id) for name, job_id in zip(names, job_ids, strict=True)])
+        with signals_held():
+            job_ids = _submit(sweep, calls, launch, _dependency(kind, before), code, at_once=at_once)
+            record(run, [_entry(sweep, stage, name, job_id) for name, job_id in zip(names, job_ids, strict=True)])
         kind, before = "afterok", [job_ids[0].partition("_")[0]]
 
 
