@@ -7,6 +7,7 @@ its accounting knows them, where there is any. Formats: the manual pages squeue(
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections import defaultdict
@@ -142,6 +143,11 @@ def has_accounting(*, patience_seconds: float = PATIENCE_SECONDS, command_second
     settings = cluster_settings(patience_seconds=patience_seconds, command_seconds=command_seconds)
     kind = settings.get("AccountingStorageType", "").removeprefix("accounting_storage/")
     return kind not in ("", "none", "(null)")
+
+
+def num_gpus(resources: str) -> int:
+    """Of generic resources as Slurm writes them: ``gpu:a100:4(S:0-1),gpu:2,nic:1`` has six, ``gpu:1g.10gb:7`` seven."""
+    return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", resources))
 
 
 def max_array_size() -> int:

@@ -50,3 +50,22 @@ def test_a_partition_that_does_not_exist_is_refused(devcluster: Devcluster, tmp_
     assert done.returncode == 2
     assert "nowhere does not exist, or you may not use it; there are dev." in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_asks_for_is_judged_as_by_the_run_itself(devcluster: Devcluster, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "output: run\nmodel: {architecture: A}\ndata: {train: t}\n"
+        "launch: {executor: slurm, merge: {cpus_per_task: 500}, evaluate: {partition: nowhere}}\n"
+    )
+    done = subprocess.run(
+        command("doctor", "config.yaml", "--json"), capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    told = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
+    assert (told["launch.finetune"]["level"], told["launch.finetune"]["text"]) == (
+        "ok",
+        "1 nodes in the default partition",
+    )
+    assert told["launch.merge"]["level"] == "error"
+    assert "cpus_per_task is 500" in told["launch.merge"]["text"]
+    assert "'nowhere', which Slurm does not have: there are dev" in told["launch.evaluate"]["text"]
+    assert done.returncode == 1

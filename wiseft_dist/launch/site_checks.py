@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from wiseft_dist.config import Resources
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.findings import Finding, Level, only
-from wiseft_dist.slurm import ask, has_accounting, parse_minutes
+from wiseft_dist.slurm import ask, has_accounting, num_gpus, parse_minutes
 
 NODE_FORMAT = "%G|%c|%m|%f"
 """For sinfo: generic resources, CPUs, megabytes of memory, features."""
@@ -151,13 +151,9 @@ def _nodes(text: str) -> list[_Node]:
     """Lines of :data:`NODE_FORMAT`: ``gpu:a100:4(S:0-1),gpu:1|128|1031000|a100,ib``, or ``(null)`` for nothing."""
     rows = [line.split("|") for line in text.splitlines()]
     return [
-        _Node(_num_gpus(gres), int(cpus.rstrip("+")), int(megabytes.rstrip("+")), frozenset(features.split(",")))
+        _Node(num_gpus(gres), int(cpus.rstrip("+")), int(megabytes.rstrip("+")), frozenset(features.split(",")))
         for gres, cpus, megabytes, features in rows
     ]
-
-
-def _num_gpus(gres: str) -> int:
-    return sum(map(int, re.findall(r"gpu(?::[A-Za-z][^:,(]*)?:(\d+)", gres)))
 
 
 def _features(constraint: str) -> list[str]:

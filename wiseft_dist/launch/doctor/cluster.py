@@ -5,17 +5,18 @@ from __future__ import annotations
 import getpass
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wiseft_dist import slurm
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError
 from wiseft_dist.findings import Finding, Level
+from wiseft_dist.launch.site_checks import site_findings
+from wiseft_dist.pipeline import STAGES
 from wiseft_dist.ranks import node_name
-from wiseft_dist.slurm import parse_minutes
+from wiseft_dist.slurm import num_gpus, parse_minutes
 
-STAGES = ("finetune", "merge", "evaluate", "report")
 ANSWER_SECONDS = 5.0
 """How long a controller that does not answer is asked again: somebody waits in front of the screen."""
 USABLE = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
@@ -83,11 +84,6 @@ def parse_partitions(text: str) -> list[Partition]:
     return found
 
 
-def num_gpus(resources: str) -> int:
-    """Of generic resources as Slurm writes them: ``gpu:a100:4(S:0-1),gpu:2,nic:1`` has six."""
-    return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", resources))
-
-
 def _limit(text: str) -> float | None:
     return float(text) if text.isdigit() else parse_minutes(text)  # a bare number is of minutes
 
@@ -113,7 +109,7 @@ def check_cluster(config: RunConfig | None) -> list[Finding]:
     told = [("slurm", "ok", f"version {version}, the controller answers"), *_judge_settings(settings)]
     told += [judge_partition(partition) for partition in partitions]
     if config is not None and needs_slurm:
-        told += [line for stage in STAGES for line in judge_resources(stage, _of(config, stage), partitions)]
+        told += [line for stage in STAGES for line in judge_stage(stage, getattr(config.launch, stage))]
     return [_finding(check, level, text) for check, level, text in (*told, *_account(settings))]
 
 
@@ -126,36 +122,12 @@ def judge_partition(partition: Partition) -> tuple[str, Level, str]:
     return "partition", "ok", str(partition)
 
 
-def judge_resources(
-    stage: str, resources: Resources, partitions: Sequence[Partition]
-) -> Iterator[tuple[str, Level, str]]:
-    """Whether what a stage asks for exists in the first of its partitions, or in the default one."""
-    check, names = f"launch.{stage}", [name for name in (resources.partition or "").split(",") if name]
-    for name in names:
-        if name not in [partition.name for partition in partitions]:
-            known = ", ".join(partition.name for partition in partitions)
-            yield check, "error", f"partition {name} does not exist, or you may not use it; there are {known}"
-    own = [each for each in partitions if (each.name in names if names else each.is_default)]
-    if not own:
-        if not names:
-            yield check, "error", f"there is no default partition: set {check}.partition"
-        return
-    problems = [problem for partition in own if (problem := _too_much(resources, partition))]
-    if len(problems) == len(own):  # Slurm takes the first partition where it fits
-        yield check, "error", f"{'; '.join(problems)}: change {check}"
-    else:
-        yield check, "ok", f"{resources.nodes} nodes in {', '.join(partition.name for partition in own)}"
-
-
-def _too_much(resources: Resources, partition: Partition) -> str:
-    limit = partition.time_limit_minutes
-    if resources.nodes > partition.num_nodes:
-        return f"{resources.nodes} nodes, and {partition.name} has {partition.num_nodes}"
-    if resources.gpus_per_node > partition.gpus_per_node:
-        return f"{resources.gpus_per_node} GPUs a node, and {partition.name} has {partition.gpus_per_node}"
-    if limit is not None and resources.timeout_minutes > limit:
-        return f"timeout_minutes {resources.timeout_minutes}, and {partition.name} allows {limit:g}"
-    return "" if partition.num_usable else f"no node of {partition.name} takes jobs"
+def judge_stage(stage: str, resources: Resources) -> Iterator[tuple[str, Level, str]]:
+    """What `wiseft plan` and `wiseft run` would say of what a stage asks for."""
+    check, found = f"launch.{stage}", site_findings({stage: resources})
+    yield from ((check, finding.level, finding.text) for finding in found)
+    if not found:
+        yield check, "ok", f"{resources.nodes} nodes in {resources.partition or 'the default partition'}"
 
 
 def _judge_settings(settings: Mapping[str, str]) -> Iterator[tuple[str, Level, str]]:
@@ -198,12 +170,6 @@ def _account(settings: Mapping[str, str]) -> Iterator[tuple[str, Level, str]]:
         yield "account", "warning", f"{getpass.getuser()} has no default account: set launch.STAGE.account"
     else:
         yield "account", "ok", "no default account, and none is needed"
-
-
-def _of(config: RunConfig, stage: str) -> Resources:
-    resources = getattr(config.launch, stage)
-    assert isinstance(resources, Resources)
-    return resources
 
 
 def _finding(check: str, level: Level, text: str) -> Finding:

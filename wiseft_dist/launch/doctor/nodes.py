@@ -17,11 +17,12 @@ import submitit
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.findings import Finding, Level
-from wiseft_dist.launch.doctor.cluster import STAGES, Partition, read_partitions
+from wiseft_dist.launch.doctor.cluster import Partition, read_partitions
 from wiseft_dist.launch.doctor.machine import check_machine
 from wiseft_dist.launch.doctor.sources import check_sources
 from wiseft_dist.launch.executors import slurm_executor, submitting
 from wiseft_dist.launch.snapshot import snapshot
+from wiseft_dist.pipeline import STAGES
 from wiseft_dist.slurm import JobState, cancel_jobs, job_states
 
 POLL_SECONDS = 1.0
