@@ -322,7 +322,6 @@ def test_the_catalog_is_listed():
     assert json.loads(call("--list", "--json").stdout)
 
 
-WEIGHTS = ["--model", "{theta_0}/open_clip_model.safetensors"]
 BOTH = ["--zero-shot", "{theta_0}", "--finetuned", "{theta_1}"]
 PHOTO = ["--dataset", "{data}/photo", "--output", "{out}"]
 

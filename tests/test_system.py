@@ -13,7 +13,6 @@ from wiseft_dist.tracking import system
 from wiseft_dist.tracking.system import SystemSampler
 
 MACHINE = ("cpu_percent", "host_memory_gb", "process_memory_gb")
-RATES = ("disk_read_mb_s", "disk_write_mb_s", "network_received_mb_s", "network_sent_mb_s")
 GPU = ("utilization_percent", "memory_gb", "power_w", "temperature_c")
 
 

@@ -41,7 +41,6 @@ class ReceivedRun:
     num_preempting: int = 0
     alerts: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    num_starts: int = 0
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -39,7 +39,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to change, such as finetune.epochs=5.", metavar="[KEY=VALUE]...")
 ]
 RunDirectory = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> NoReturn:

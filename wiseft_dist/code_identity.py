@@ -51,11 +51,6 @@ def code_identity() -> CodeIdentity:
     return CodeIdentity(__version__, digest, revision, is_dirty)
 
 
-def code_digest() -> str:
-    """The digest alone: what an attempt is recorded with."""
-    return code_identity().digest
-
-
 def package_files(package: Path = PACKAGE) -> list[Path]:
     """Python and data files of the package, without what Python or an editor leaves beside them."""
     return sorted(

@@ -52,7 +52,8 @@ def new_devcluster() -> Iterator[Devcluster]:
         try:
             yield cluster
         finally:
-            cluster.call("down")
+            down = cluster.call("down")
+        assert down.returncode == 0, down.stderr
 
 
 @pytest.fixture(scope="session")

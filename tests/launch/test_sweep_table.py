@@ -20,7 +20,7 @@ def results(settings: dict[str, object]) -> Results:
     rows = (
         Row(name, settings, RunState(name, "finished"), 0.8765, points),
         Row("other", settings, RunState("other", "out_of_memory", "finetune"), None, None),
-        Row(SOUP, {}, RunState(SOUP, "not started"), None, None),
+        Row(SOUP, {}, RunState(SOUP, "not_started"), None, None),
     )
     members = (Member(name, settings), Member("other", settings))
     return Results(Sweep(Path("sweep"), tuple(settings), members, "uniform", False), rows, is_at_work=False)

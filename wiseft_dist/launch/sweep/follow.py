@@ -84,7 +84,7 @@ def _ending(state: RunState) -> str:
 def _counts(states: Sequence[RunState]) -> str:
     counts: dict[str, int] = {}
     for state in states:
-        word = f"{state.state} ({state.stage})" if state.stage else state.state
+        word = state.state.replace("_", " ") + (f" ({state.stage})" if state.stage else "")
         counts[word] = counts.get(word, 0) + 1
     return ", ".join(f"{count} {word}" for word, count in counts.items())
 

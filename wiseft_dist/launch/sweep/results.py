@@ -12,9 +12,10 @@ from typing import Any
 
 from wiseft_dist.commits import write_atomically
 from wiseft_dist.launch.lock import holder
+from wiseft_dist.launch.status_records import NOT_STARTED
 from wiseft_dist.launch.sweep.directory import SOUP, Sweep
 from wiseft_dist.launch.sweep.names import short_keys, value_text
-from wiseft_dist.launch.sweep.states import NOT_STARTED, RunState, run_states
+from wiseft_dist.launch.sweep.states import RunState, run_states
 from wiseft_dist.run import Run
 
 POINTS = {"zero_shot": 0.0, "fixed": 0.5, "chosen": None, "finetuned": 1.0}

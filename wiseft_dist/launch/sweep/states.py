@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from wiseft_dist.launch.endings import failure_of, last_lines
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger
 from wiseft_dist.launch.lock import holder
-from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
+from wiseft_dist.launch.outcomes import UNDER_WAY, Outcome, explain, outcome_of
+from wiseft_dist.launch.status_records import NOT_STARTED
 from wiseft_dist.launch.sweep.directory import Sweep
 from wiseft_dist.pipeline import Job, remaining
 from wiseft_dist.printable import printable
@@ -16,10 +17,8 @@ from wiseft_dist.run import Run
 from wiseft_dist.slurm import JobState, job_states
 from wiseft_dist.tracking import read_events
 
-NOT_STARTED = "not started"
 NUM_LOG_LINES = 5
 """Of a log: lack of memory shows in them."""
-ALIVE = (Outcome.waiting, Outcome.running)
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class RunState:
 
     name: str
     state: str
-    """An :class:`Outcome`, or ``not started``."""
+    """An :class:`Outcome`, or ``not_started``."""
     stage: str = ""
     """Where it is, or where it ended; nothing of a finished one."""
     reason: str = ""
@@ -42,7 +41,7 @@ class RunState:
     @property
     def has_ended(self) -> bool:
         """Whether nothing more comes of it by itself."""
-        return self.state not in ALIVE
+        return self.state not in UNDER_WAY
 
 
 def run_states(sweep: Sweep, runs: Sequence[Run]) -> list[RunState]:
@@ -64,7 +63,7 @@ def _under_way(run: Run, ledger: Mapping[str, Entry], states: Mapping[str, JobSt
         for entry in ledger.values()
         if entry.job_id in states
     }
-    active = [name for name, outcome in outcomes.items() if outcome in ALIVE]
+    active = [name for name, outcome in outcomes.items() if outcome in UNDER_WAY]
     if not active or active[-1] != list(ledger)[-1]:
         return None
     name = next((name for name in active if outcomes[name] is Outcome.running), active[0])
@@ -100,5 +99,5 @@ def _of_job(run: Run, entry: Entry, state: JobState | None) -> RunState:
     failure = failure_of(read_events(run), entry.stage, entry.part)
     log = "\n".join(last_lines(log_file(entry, 0), NUM_LOG_LINES) or ())
     outcome = outcome_of(state, has_result=False, failure=failure, log=log)
-    reason = "" if outcome in ALIVE else printable(explain(outcome, entry.name, state, failure))
+    reason = "" if outcome in UNDER_WAY else printable(explain(outcome, entry.name, state, failure))
     return RunState(run.path.name, outcome, entry.stage, reason)

@@ -6,10 +6,10 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
+from wiseft_dist.launch.status_records import NOT_STARTED
 from wiseft_dist.launch.sweep.directory import SOUP
 from wiseft_dist.launch.sweep.names import short_keys, value_text
 from wiseft_dist.launch.sweep.results import Point, Results, Row
-from wiseft_dist.launch.sweep.states import NOT_STARTED
 from wiseft_dist.printable import printable
 from wiseft_dist.terminal import LIMITS, TABLE_WIDTH, fitting, shortened, table_console
 
