@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
+from wiseft_dist import progress
 from wiseft_dist.launch.progress_line import progress_line
 from wiseft_dist.progress import BYTES, Rated, duration, progress_bar
 
@@ -74,6 +76,27 @@ def test_a_person_at_a_terminal_sees_bars_under_each_other():
         assert words in shown
 
 
+NARROW = """
+import time
+from wiseft_dist.progress import progress_bar
+with progress_bar("imagenet_v2_matched_frequency_and_more", total=50_000, unit="images") as bar:
+    for _ in range(5):
+        bar.advance(1000)
+        time.sleep(0.1)
+    bar.update(completed=5000, note="finetune: step 1,924 of 2,100, epoch 5 of 6, 867 samples/s")
+    time.sleep(0.3)
+"""
+
+
+def test_a_narrow_terminal_shows_numbers_and_note_whole():
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", on_terminal(NARROW, columns=60))
+    frames = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    assert max(map(len, frames)) <= 60
+    assert any("5,000 of 50,000 images" in line and "images/s" in line and " s left" in line for line in frames), frames
+    assert any("imagenet" in line and "…" in line for line in frames)
+    assert any(line.strip() == "finetune: step 1,924 of 2,100, epoch 5 of 6, 867 samples/s" for line in frames), frames
+
+
 def test_the_other_processes_of_a_group_say_nothing():
     group = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     assert "counting" in on_terminal(PROGRAM, RANK="0", **group)
@@ -127,6 +150,17 @@ def test_a_line_shows_control_characters_of_a_name_as_escapes(clock, capsys):
         clock.now += 60
         bar.advance(6)
     assert capsys.readouterr().err == "reading \\x1b[2J: 6 shards, 10 s each\n"
+
+
+def test_a_call_that_takes_long_tells_lines_too(clock, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
+    with progress_bar("loading models", clock=clock), progress_bar("loading [big].pt", clock=clock):
+        clock.now += 90
+        told, deadline = "", time.monotonic() + 60
+        while not told:
+            assert time.monotonic() < deadline
+            told = capsys.readouterr().err
+    assert told == "loading models: 90 s so far; loading [big].pt: 90 s so far\n"
 
 
 def test_whoever_tells_lines_of_its_own_is_not_told_over(clock, capsys):

@@ -20,6 +20,7 @@ from wandb_server import KEY, WandbServer, wandb_server
 from wiseft_dist.config import RunConfig
 from wiseft_dist.run import Run, open_run, run_id
 from wiseft_dist.tracking import append_event
+from wiseft_dist.tracking.login import wandb_login
 from wiseft_dist.tracking.replay import Row
 from wiseft_dist.tracking.sync import Target
 from wiseft_dist.tracking.writers import only_sender
@@ -209,6 +210,28 @@ def test_a_server_that_takes_nothing_ends_a_sync_and_the_next_one_sends_the_rest
     assert wiseft("sync", run.path).returncode == 0
     assert sent(server, run, "finetune").steps == [2, 4, 6, 8]
     assert sent(server, run, "finetune").lost == []
+
+
+@pytest.mark.parametrize("folder", ["WANDB_CONFIG_DIR", "HOME"])
+def test_the_server_is_the_one_that_wandbs_own_settings_name(server, tmp_path, monkeypatch, folder):
+    run = make_run(tmp_path / "mine")
+    tell(run, "merge", "finished", alphas=[1.0], seconds=2.0, bytes=3_000_000_000)
+    tell(run, "merge", "started", alphas=[1.0])
+    place = tmp_path / "settings" / (".config/wandb" if folder == "HOME" else "")
+    place.mkdir(parents=True)
+    (place / "settings").write_text(f"[default]\nbase_url = {server.url}\n")  # as `wandb login --host` leaves it
+    monkeypatch.delenv("WANDB_BASE_URL")
+    done = wiseft("sync", run.path, **{folder: str(tmp_path / "settings")})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sent(server, run, "merge").steps == [0]
+
+
+def test_what_is_behind_a_proxy_of_wandbs_own_only_wandb_can_tell(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert wandb_login().unreachable() and not wandb_login().answers(1.0)
+    monkeypatch.setenv("WANDB_HTTP_PROXY", "http://127.0.0.1:10")
+    assert wandb_login().unreachable() == "" and wandb_login().answers(1.0)
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_key(server, tmp_path):

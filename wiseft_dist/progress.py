@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 60.0
 """Between two lines, and before the first: what is shorter tells none."""
+LOOK_SECONDS = 5.0
+"""Between two looks at the clock while nothing moves."""
 BAR_WIDTH = 20
 BYTES = "bytes"
 """The unit of what is counted in bytes, told as MB, GB or TB."""
@@ -121,6 +123,7 @@ class _Told:
     completed: float
     total: float | None
     note: str = ""
+    began: float = 0.0
     mark: tuple[float, float] = (0.0, 0.0)
     """When the last line was told, and how much was done then."""
 
@@ -147,7 +150,7 @@ class _Told:
             rate(speed, self.unit, self.rated),
             f"{duration(left)} left" if left is not None and left > 0 else "",
         ]
-        return f"{self.description}: {', '.join(filter(None, parts))}"
+        return f"{self.description}: {', '.join(filter(None, parts)) or f'{duration(now - self.began)} so far'}"
 
 
 @dataclass
@@ -158,26 +161,37 @@ class _Lines:
     lock: threading.Lock = field(default_factory=threading.Lock)
     clock: Clock = time.monotonic
     due: float = 0.0
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when the last bar is closed."""
 
     @contextmanager
     def open(self, bar: _Told, clock: Clock) -> Iterator[None]:
         with self.lock:
             if not self.bars:
-                self.clock, self.due = clock, clock() + LINE_SECONDS
-            bar.mark = (self.clock(), bar.completed)
+                self.clock, self.due, self.ended = clock, clock() + LINE_SECONDS, threading.Event()
+                threading.Thread(target=self._tell_while_nothing_moves, args=(self.ended,), daemon=True).start()
+            bar.began = self.clock()
+            bar.mark = (bar.began, bar.completed)
             self.bars.append(bar)
         try:
             yield
         finally:
             with self.lock:
                 self.bars.remove(bar)
+                if not self.bars:
+                    self.ended.set()
+
+    def _tell_while_nothing_moves(self, ended: threading.Event) -> None:
+        """Loading a file, or waiting for a store, is one call that takes as long as it takes."""
+        while not ended.wait(LOOK_SECONDS):
+            self.tell_if_due()
 
     def tell_if_due(self) -> None:
         now = self.clock()
         if now < self.due:
             return
         with self.lock:
-            if now < self.due:
+            if now < self.due or not self.bars:
                 return
             self.due = now + LINE_SECONDS
             line = "; ".join(bar.line(now) for bar in self.bars)
@@ -195,29 +209,38 @@ def _screen() -> Iterator[Progress]:
     if _SCREENS:
         yield _SCREENS[0]
         return
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, ProgressColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Words(ProgressColumn):
-        """A column that is a text of the task."""
+        """A column that is a text of the task; where the terminal is narrow, all but the numbers are cut short."""
 
-        def __init__(self, say: Callable[[Task], str], style: str = "") -> None:
-            super().__init__()
-            self._say, self._style = say, style
+        def __init__(self, say: Callable[[Task], str], *, is_number: bool = True) -> None:
+            super().__init__(table_column=Column(no_wrap=is_number))
+            self._say = say
 
         def render(self, task: Task) -> Text:
-            return Text(self._say(task), style=self._style, no_wrap=True, end="")
+            return Text(self._say(task), no_wrap=True, end="")
+
+    class Display(Progress):
+        """Bars under each other, and under them the notes, each with a line for itself."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                if note := task.fields["note"]:
+                    yield Text(printable(note), style="dim", no_wrap=True, overflow="ellipsis")
 
     columns = (
-        Words(lambda task: printable(task.description)),
+        Words(lambda task: printable(task.description), is_number=False),
         BarColumn(bar_width=BAR_WIDTH),
         Words(_counted_of),
         Words(_rate_of),
         Words(_left_of),
-        Words(lambda task: printable(task.fields["note"]), "dim"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Display(*columns, console=Console(stderr=True), transient=True) as progress:
         _SCREENS.append(progress)
         try:
             yield progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -216,6 +217,47 @@ def test_a_mirror_that_was_killed_does_no_harm(tmp_path: Path, mark: str) -> Non
     assert_nobody_left(mark)
     train(config, run, first=3, last=3)
     assert [row["_step"] for row in shown_offline(run)] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="Linux does not group processes by sessions")
+def test_wherever_processors_are_shared_between_sessions_the_mirrors_give_way_until_the_stage_has_ended() -> None:
+    program = """
+import subprocess, time
+from pathlib import Path
+from wiseft_dist.tracking.priority import all_give_way, give_way, take_turns
+give_way()
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+for change in (all_give_way, take_turns):
+    change()
+    print(*[Path(f"/proc/{pid}/autogroup").read_text().split()[-1] for pid in ("self", child.pid)])
+child.kill()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, start_new_session=True, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["10 10", "0 0"]
+
+
+def test_mirror_and_wandbs_own_process_give_way_to_the_training(tmp_path: Path, mark: str) -> None:
+    config, run = make_run(tmp_path, mode="offline", finish_seconds=60.0)
+    with tracking(config, run, "finetune") as tracker:
+        tracker.metrics({"loss": 0.5}, step=1)
+        deadline = time.monotonic() + 200
+        while (found := nice_of_mirror()) not in ([19, 19], [19, 10, 19, 10]):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+    assert_nobody_left(mark)
+
+
+def nice_of_mirror() -> list[int]:
+    """The priorities of the mirror and of W&B's own process, each followed by its session's where it has one."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        for each in psutil.Process().children(recursive=True):
+            if "wiseft_dist.tracking.mirror" in each.cmdline() or "wandb-core" in each.name():
+                session = Path(f"/proc/{each.pid}/autogroup")
+                of_session = [int(session.read_text().split()[-1])] if session.exists() else []
+                found += [each.nice(), *of_session]
+    return found
 
 
 def test_offline_files_hold_every_step_though_wandbs_own_process_was_killed(tmp_path: Path, mark: str) -> None:

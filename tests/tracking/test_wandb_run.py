@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import platform
 import re
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from wiseft_dist.errors import UserError
 from wiseft_dist.run import Run, open_run, run_id
 from wiseft_dist.tracking import tracking
 from wiseft_dist.tracking.offline_files import history, last_step, offline_files, records
-from wiseft_dist.tracking.wandb_run import group_name, in_one_line, wandb_id
+from wiseft_dist.tracking.wandb_run import group_name, in_one_line, open_wandb_run, wandb_id
 
 
 def config_of(folder: Path) -> RunConfig:
@@ -96,6 +100,24 @@ def test_a_stage_of_a_sweeps_run_has_its_group_type_tag_and_settings(tmp_path):
     steps = {r.metric.glob_name: r.metric.step_metric for r in records(file) if r.HasField("metric")}
     assert steps["linear_head/*"] == steps["finetune/*"] == steps["system/*"] == "step"
     assert steps["report/*"] == "alpha"
+
+
+def test_wandbs_monitor_measures_the_stage_and_tells_nothing_of_the_machine(tmp_path):
+    config = config_of(tmp_path / "run")
+    run = open_run(config)
+    settings = {"x_stats_sampling_interval": 0.2}
+    for seconds in (1, 5, 25):  # a slow machine may need more
+        opened = open_wandb_run(config, run, "evaluate", mode="offline", stats_pid=os.getpid(), settings=settings)
+        time.sleep(seconds)
+        opened.finish()
+        file = offline_files(run, wandb_id(run, "evaluate", ""))[-1]
+        if told := {item.key for record in records(file) for item in record.stats.item}:
+            break
+    wandb.teardown()
+    assert {"proc.memory.rssMB", "memory_percent"} <= told
+    assert not any(record.HasField("environment") for record in records(file))
+    for word in (socket.gethostname(), str(tmp_path), "linux-gnu", platform.release()):
+        assert f'"{word}' not in file.read_bytes().decode(errors="replace")
 
 
 def test_of_an_offline_file_that_was_cut_off_anywhere_the_whole_rows_are_read(tmp_path):

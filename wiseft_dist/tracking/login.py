@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -22,6 +23,8 @@ class Login:
 
     address: str
     has_key: bool
+    has_own_proxy: bool = False
+    """Whether W&B alone is told of a proxy: only W&B can tell what is behind it."""
 
     @property
     def shown(self) -> str:
@@ -32,7 +35,7 @@ class Login:
         """Why nobody answers at the address, in a few words; empty where somebody does, or only a proxy could tell."""
         parts = urlsplit(self.address)
         host, scheme = parts.hostname or "", parts.scheme or "https"
-        if getproxies().get(scheme) and not proxy_bypass(host):
+        if self.has_own_proxy or (getproxies().get(scheme) and not proxy_bypass(host)):
             return ""
         try:
             port = parts.port or (80 if scheme == "http" else 443)
@@ -42,7 +45,9 @@ class Login:
         return ""
 
     def answers(self, seconds: float) -> bool:
-        """Whether a web server answers at the address, whatever it says."""
+        """Whether a web server answers at the address, whatever it says; yes where only W&B could tell."""
+        if self.has_own_proxy:
+            return True
         parts = urlsplit(self.address)
         place = parts.netloc.rpartition("@")[2]
         try:
@@ -60,7 +65,8 @@ def wandb_login() -> Login:
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    settings = wandb.Settings()
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings = wandb.Settings(silent=True, settings_system=str(folder / "settings"))
     settings.update_from_system_settings()
     address = os.environ.get("WANDB_BASE_URL") or settings.base_url
     variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -70,4 +76,6 @@ def wandb_login() -> Login:
             has_key = read_netrc_auth(host=address) is not None
         except AuthenticationError:  # one that is no key: W&B says so itself
             has_key = True
-    return Login(address, has_key)
+    proxy = f"{urlsplit(address).scheme}_proxy"
+    has_own_proxy = bool(os.environ.get(f"WANDB_{proxy.upper()}") or getattr(settings, proxy, None))
+    return Login(address, has_key, has_own_proxy)

@@ -31,6 +31,7 @@ from wiseft_dist.tracking.events import Tail
 from wiseft_dist.tracking.killing import kill_children, kill_with_children
 from wiseft_dist.tracking.login import wandb_login
 from wiseft_dist.tracking.offline_files import last_step, last_step_of, offline_files
+from wiseft_dist.tracking.priority import all_give_way, give_way, take_turns
 from wiseft_dist.tracking.private_folder import remove_private_folder
 from wiseft_dist.tracking.replay import Alert, Item, Preempting, Replay, Row
 from wiseft_dist.tracking.scrubbing import hide_hosts_of, scrubbed
@@ -77,7 +78,7 @@ def main() -> None:
     """Mirror until the stage has ended."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the stage, which says how it ends
-    os.nice(19)
+    give_way()
     logging.disable(logging.INFO)  # W&B writes paths and settings into its own logs
     order = Order(**json.loads(sys.argv[1]))
     Mirror(order, *_private_pipes()).run()
@@ -138,6 +139,7 @@ class Mirror:
         """Wait for the stage's last word or death, then for the deadline; then kill W&B's process and this one."""
         self._end = self._last_word()
         self._ended.set()
+        take_turns()
         if self._order.mode == "online":
             Thread(target=self._ask_server, daemon=True).start()
         deadline = time.monotonic() + self._end.seconds
@@ -228,6 +230,8 @@ class Mirror:
             self._config, self._run, order.stage, order.job, mode=order.mode, stats_pid=order.stage_pid
         )
         self._is_open = True
+        if not self._ended.is_set():
+            all_give_way()
         return wandb_run, held if order.mode == "offline" else wandb_run.starting_step - 1
 
     def _items(self, replay: Replay) -> Iterator[Item]:

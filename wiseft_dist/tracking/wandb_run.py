@@ -27,8 +27,12 @@ SWEEP_FILE = "sweep.json"
 """What the folder of a sweep has beside its runs."""
 INIT_SECONDS = 90.0
 """Which W&B may take to answer the first question."""
-OURS = "WANDB_API_KEY WANDB_BASE_URL WANDB_ENTITY WANDB_IDENTITY_TOKEN_FILE WANDB_CREDENTIALS_FILE WANDB_HTTP_TIMEOUT"
-"""Variables that W&B may see; others (``WANDB_RUN_ID``, ``WANDB_DIR``, ...) would make it another run elsewhere."""
+OURS = """
+WANDB_API_KEY WANDB_BASE_URL WANDB_CONFIG_DIR WANDB_CREDENTIALS_FILE WANDB_ENTITY WANDB_HTTP_PROXY WANDB_HTTPS_PROXY
+WANDB_HTTP_TIMEOUT WANDB_IDENTITY_TOKEN_FILE WANDB_INSECURE_DISABLE_SSL WANDB_X_EXTRA_HTTP_HEADERS
+"""
+"""Variables that W&B may see: who sends, and on which way; others (``WANDB_RUN_ID``, ``WANDB_DIR``, ``WANDB_PROJECT``,
+...) would make it another run elsewhere."""
 
 
 def wandb_id(run: Run, stage: str, job: str) -> str:
@@ -134,7 +138,7 @@ def _settings(stats_pid: int | None, init_seconds: float, further: Mapping[str, 
         program_abspath="wiseft",
         init_timeout=init_seconds,
         x_disable_meta=True,
-        x_disable_machine_info=True,
+        x_disable_machine_info=stats_pid is None,  # it would switch the monitor off too
         x_disable_stats=stats_pid is None,
         x_save_requirements=False,
         x_executable="python",
