@@ -35,6 +35,7 @@ SETTINGS = (
     "finetune.checkpoint.every_minutes=null",
     "launch.executor=slurm",
     "data.id_val_fraction=0",
+    "data.workers=1",
 )
 STOPPED_AT = 10
 

@@ -23,7 +23,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "run.sbatch"
 PATIENCE_SECONDS = 400
-LONG = ("finetune.epochs=100", "finetune.log_every=1", "finetune.checkpoint.every_minutes=null")
+LONG = (
+    "finetune.epochs=100",
+    "finetune.log_every=1",
+    "finetune.checkpoint.every_minutes=null",
+    "data.workers=1",
+)
 STOPPED_AT = 10
 
 
@@ -81,30 +86,32 @@ def warned_of_the_time_limit(cluster: Devcluster, job: str) -> None:
 
 
 def in_the_grace_time_of_a_preemption(cluster: Devcluster, job: str) -> None:
-    cluster.slurm("scancel", "--signal=TERM", job)
+    cluster.slurm("scontrol", "update", "partitionname=low", "GraceTime=30")
+    cluster.slurm("srun", "--partition=high", "--nodes=2", "--exclusive", "true")
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("disturb", [warned_of_the_time_limit, in_the_grace_time_of_a_preemption])
 def test_a_job_that_must_go_saves_comes_back_and_ends_with_the_same_weights(
-    devcluster: Devcluster,
+    second_devcluster: Devcluster,
     small_world: World,
     undisturbed: Run,
     tmp_path: Path,
     disturb: Callable[[Any, str], None],
 ) -> None:
-    run = Run(tmp_path / "run")
-    job = submit(devcluster, run, small_world.config, *LONG)
+    cluster, run = second_devcluster, Run(tmp_path / "run")
+    cluster.up("--nodes", "2", "--preempt")
+    job = submit(cluster, run, small_world.config, *LONG)
     wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05, patience_seconds=PATIENCE_SECONDS)
-    disturb(devcluster, job)
-    wait_until(lambda: is_back(devcluster, job), patience_seconds=PATIENCE_SECONDS)
+    disturb(cluster, job)
+    wait_until(lambda: is_back(cluster, job), patience_seconds=PATIENCE_SECONDS)
     wait_until(
-        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
+        lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
     )
-    assert state(devcluster, job) == "COMPLETED", log(run)
+    assert state(cluster, job) == "COMPLETED", log(run)
     first, second = (e["step"] for e in read_events(run) if e["event"] == "started" and e["stage"] == "finetune")
     assert first == 0 and second >= STOPPED_AT
-    assert field(devcluster, job, "Restarts") == "1"
+    assert field(cluster, job, "Restarts") == "1"
     assert weights(run) == weights(undisturbed)
 
 

@@ -20,14 +20,14 @@ NUM_RANKS = {"finetune": 4, "merge": 2, "evaluate": 4}
 TEXT_WIDTH = 128
 """Token embeddings of 25 MB: enough chunks for both ranks of the merge."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "data": {"lanes": 4},
+    "data": {"lanes": 4, "workers": 1},
     "finetune": {
-        "epochs": 12,  # 42 steps
+        "epochs": 15,  # 52 steps: two times two checkpoints, and more to do
         "checkpoint": {"every_minutes": None, "every_steps": 10, "keep_last": 100, "keep_best": False},
         "validation": {"every_epochs": None},
     },
     "merge": {"alphas": [0, 0.25, 0.5, 0.75, 1]},
-    "evaluate": {"part_samples": 2, "job_images": 22},
+    "evaluate": {"part_samples": 2, "job_images": 22, "workers": 1},
     "distributed": {"timeout_minutes": 2},
     "launch": {
         "executor": "slurm",

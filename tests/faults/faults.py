@@ -38,6 +38,8 @@ class Fault:
     """By stage: a setting that this person changes."""
     mended: Callable[[Scene], None] = nothing
     """What the sentence says that this person must do."""
+    is_told: bool = False
+    """Whether the ranks hear of it in time: a training then saves before it stops."""
     stages: tuple[str, ...] = STAGES
     on_ci: str = "merge"
     """The stage in which continuous integration tries it; nothing for none."""
@@ -61,9 +63,12 @@ FAULTS = (
     Fault("a node's tasks killed", nodes.kill_tasks_of_a_node, everywhere(AGAIN), in_all("failed")),
     Fault("slurmd killed", nodes.kill_slurmd, everywhere(BY_ITSELF)),
     Fault("a whole node lost", nodes.kill_whole_node, everywhere(BY_ITSELF), on_ci=""),
-    Fault("preempted twice", nodes.preempt_twice, everywhere(BY_ITSELF)),
-    Fault("time limit", nodes.reach_time_limit, everywhere(BY_ITSELF)),
-    Fault("scancel", nodes.cancel, everywhere(AGAIN), in_all("was cancelled", "run again"), on_ci="finetune"),
+    Fault("preempted twice", nodes.preempt_twice, everywhere(BY_ITSELF), is_told=True),
+    Fault("time limit", nodes.reach_time_limit, everywhere(BY_ITSELF), is_told=True),
+    Fault(
+        "scancel", nodes.cancel, everywhere(AGAIN), in_all("was cancelled", "run again"), is_told=True,
+        on_ci="finetune",
+    ),
     Fault(
         "full disk", stores.fill_disk, everywhere(MENDED), in_all("No space left on device"),
         prepared=stores.on_a_small_disk, mended=stores.free_disk,

@@ -15,13 +15,14 @@ class JobProcess:
     """A living process that belongs to a job."""
 
     pid: int
+    parent: int
     command: str
     job: str
     """Slurm's id of its job."""
     rank: int
     node: str
     is_task: bool
-    """Whether it runs a stage, and is not the batch script, srun or something that a task has started."""
+    """Whether it runs a stage, or decodes pictures for one, and is not the batch script or srun."""
 
     def send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -35,8 +36,9 @@ def processes_of(slurm_conf: Path) -> list[JobProcess]:
 
 
 def tasks_of(slurm_conf: Path) -> list[JobProcess]:
-    """The ranks of its jobs."""
-    return [process for process in processes_of(slurm_conf) if process.is_task]
+    """The ranks of its jobs, without what they have started."""
+    tasks = {process.pid: process for process in processes_of(slurm_conf) if process.is_task}
+    return [process for process in tasks.values() if process.parent not in tasks]
 
 
 def send_all(processes: Iterable[JobProcess], number: signal.Signals) -> None:
@@ -49,6 +51,7 @@ def _read(folder: Path, mark: bytes) -> JobProcess | None:
     try:
         command = (folder / "cmdline").read_bytes()
         environment = (folder / "environ").read_bytes()
+        parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return None
     variables = dict(entry.split(b"=", 1) for entry in environment.split(b"\0") if b"=" in entry)
@@ -61,6 +64,7 @@ def _read(folder: Path, mark: bytes) -> JobProcess | None:
     program = Path(command.split(b"\0", 1)[0].decode()).name
     return JobProcess(
         pid=int(folder.name),
+        parent=parent,
         command=command.replace(b"\0", b" ").decode(errors="replace"),
         job=variable("SLURM_JOB_ID"),
         rank=int(variable("SLURM_PROCID") or -1),

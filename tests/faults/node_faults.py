@@ -51,16 +51,17 @@ def preempt_twice(scene: Scene) -> None:
     _take_all_nodes(scene)
     scene.wait_for_brakes(attempt=1)
     scene.cluster.slurm("scontrol", "update", "partitionname=low", f"GraceTime={GRACE_SECONDS}")
+    go_on_when_told = scene.going_on_when_told()
     with _taking_all_nodes(scene):
-        scene.go_on_when_told()
+        go_on_when_told()
     scene.go_on()
 
 
 def reach_time_limit(scene: Scene) -> None:
     """A minute is the shortest limit that Slurm knows; the warning comes before, and finds the ranks at work."""
-    job = scene.victim_job()
+    job, go_on_when_told = scene.victim_job(), scene.going_on_when_told()
     scene.cluster.slurm("scontrol", "update", f"jobid={job}", "TimeLimit=1")
-    scene.go_on_when_told()
+    go_on_when_told()
     scene.cluster.slurm("scontrol", "update", f"jobid={job}", "TimeLimit=60")
     scene.go_on()
 

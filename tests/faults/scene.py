@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from commands import Command, Said, brake_environment
@@ -80,8 +82,8 @@ class Scene:
     def tasks(self) -> list[JobProcess]:
         return tasks_of(self.cluster.conf)
 
-    def go_on_when_told(self) -> None:
-        """Wait until the job has ended; ranks that want to save first, as those of a training say, may go on."""
+    def going_on_when_told(self) -> Callable[[], None]:
+        """Asked for before the fault: what waits until the job has ended, and lets ranks that say they save go on."""
         pids = {task.pid for task in self.victims()}
         logs = self.run.jobs / self.stage
         told = _num_told(logs)
@@ -91,7 +93,7 @@ class Scene:
                 self.go_on()
             return not pids & {task.pid for task in self.tasks()}
 
-        wait_until(is_over)
+        return partial(wait_until, is_over)
 
     def victim_job(self) -> str:
         """The job that the fault hits: of an array the first."""

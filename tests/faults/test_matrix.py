@@ -14,7 +14,13 @@ from fault_world import begin_at
 from faults import BY_ITSELF, FAULTS, MENDED, Fault
 from scene import Scene
 from tiny_run import World
-from verdict import assert_chunks_kept, assert_nobody_left, assert_nothing_lost, assert_same_end
+from verdict import (
+    assert_chunks_kept,
+    assert_nobody_left,
+    assert_nothing_lost,
+    assert_same_end,
+    assert_saved_when_told,
+)
 
 from wiseft_dist.run import Run
 
@@ -83,6 +89,8 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     assert said.code == 0
     assert_nobody_left(scene.cluster.conf)
     assert_nothing_lost(scene.run, scene.before_without_damaged())
+    if stage == "finetune" and fault.is_told:
+        assert_saved_when_told(scene.run)
     if stage == "merge" and scene.damaged is None:
         assert_chunks_kept(scene.run, scene.undisturbed)
     assert_same_end(scene.run, scene.undisturbed)

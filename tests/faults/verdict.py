@@ -39,6 +39,14 @@ def assert_nothing_lost(run: Run, before: dict[str, Stamp]) -> None:
     assert (lost, written_again) == ([], [])
 
 
+def assert_saved_when_told(run: Run) -> None:
+    """A training that had to stop saved at a step at which nothing else asked for it."""
+    saved = [event["step"] for event in read_events(run) if event["event"] == "saved"]
+    every = run.load_config().finetune.checkpoint.every_steps
+    assert every is not None
+    assert [step for step in saved if step % every and step != max(saved)], saved
+
+
 def assert_chunks_kept(run: Run, undisturbed: Run) -> None:
     """A merge that was begun again wrote less than a whole one: finished chunks were found."""
     begun = [event for event in read_events(run) if (event["stage"], event["event"]) == ("merge", "started")]

@@ -68,6 +68,9 @@ def test_a_run_in_the_background_saves_ends_with_all_its_processes_and_goes_on_l
 def test_a_run_without_anything_under_way_is_left_as_it_is(copied):
     done = wiseft("cancel", copied.path, "evaluate")
     assert (done.returncode, done.stdout) == (0, f"{copied.path}: nothing to cancel of evaluate.\n")
+    mistyped = wiseft("cancel", copied.path, "finetun", "--yes")
+    assert (mistyped.returncode, mistyped.stdout) == (2, "")
+    assert "finetun is neither a stage (finetune, merge, evaluate, report) nor a job" in mistyped.stderr
 
 
 def test_a_process_that_only_has_the_id_of_a_job_of_before_is_not_touched(copied):

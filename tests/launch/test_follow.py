@@ -7,14 +7,15 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from wiseft_dist.config import Resources, load_config
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import failure_of
-from wiseft_dist.launch.executors import SlurmExecutor
-from wiseft_dist.launch.follow import _left, _worth_waiting_for, run_pipeline
+from wiseft_dist.launch.executors import SlurmExecutor, Submitted
+from wiseft_dist.launch.follow import _left, _Watch, _worth_waiting_for, run_pipeline
 from wiseft_dist.launch.ledger import Entry, read_ledger, record
 from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.processes import signals_held
@@ -109,6 +110,26 @@ def test_a_job_that_ends_while_slurm_is_asked_is_not_submitted_again(copied, tmp
     program("sbatch", f"touch {tmp_path}/submitted; echo Submitted batch job 8")
     run_pipeline(config, copied)
     assert copied.report.is_dir() and not (tmp_path / "submitted").exists()
+
+
+def test_a_job_is_said_to_run_once_for_each_start(tmp_path, capsys):
+    run = Run(tmp_path / "run")
+    watch = _Watch(None, run, SlurmExecutor(run))
+    item = Submitted(Job("finetune", None, Resources()), SimpleNamespace(job_id="7"))
+    for state, restarts, nodes in (
+        ("PENDING", 0, ""),
+        ("RUNNING", 0, "node1"),
+        ("COMPLETING", 1, "node1"),
+        ("PENDING", 1, ""),
+        ("RUNNING", 1, "node2"),
+        ("COMPLETING", 1, "node2"),
+    ):
+        watch._tell_changes(item, JobState("7", state, restarts=restarts, nodes=nodes))
+    assert capsys.readouterr().err.splitlines() == [
+        "finetune: runs on node1 (job 7)",
+        "finetune: preempted or requeued, in the queue again",
+        "finetune: runs on node2 (job 7)",
+    ]
 
 
 def test_a_result_that_shows_late_is_waited_for_while_other_jobs_build_on_it(copied, tmp_path):

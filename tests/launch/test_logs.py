@@ -148,6 +148,20 @@ def test_following_goes_on_with_whole_lines_and_ends_with_the_job(run, often):
     assert lines == ["newer", "half a line", "and \\x07one without an end"]
 
 
+def test_following_cuts_no_line_where_much_is_written_at_once(run, often, monkeypatch):
+    monkeypatch.setattr("wiseft_dist.launch.logs.CHUNK_BYTES", 16)
+    written = [f"line {number}" for number in range(9)]
+    with alive(run, "finetune") as entry:
+        writes(entry, "old\n")
+        following = followed(run, entry)
+        lines = following.__enter__()
+        wait_for(lines, ["old"])
+        writes(entry, "".join(f"{line}\n" for line in written) + "without an end")
+        wait_for(lines, ["old", *written])
+    following.__exit__(None, None, None)
+    assert lines == ["old", *written, "without an end"]
+
+
 def test_following_goes_on_with_the_job_that_takes_its_place(run, often):
     with alive(run, "merge") as second:
         with alive(run, "merge") as first:

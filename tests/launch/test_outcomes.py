@@ -138,7 +138,13 @@ def test_memory_that_a_process_or_the_node_lacked_is_told_apart_from_other_failu
             "then run again.",
         ),
         (Outcome.failed, JobState("7", "FAILED", exit_code=3), "merge (job 7) failed (exit code 3)."),
-        (Outcome.failed, JobState("7", "FAILED", signal=9), "merge (job 7) failed (killed by signal 9)."),
+        (Outcome.failed, JobState("7", "FAILED", signal=11), "merge (job 7) failed (killed by signal 11)."),
+        (Outcome.failed, JobState("7", "FAILED", exit_code=143), "merge (job 7) failed (killed by signal 15)."),
+        (
+            Outcome.failed,
+            JobState("7", "FAILED", exit_code=137),
+            "merge (job 7) failed (killed by signal 9: by hand, or by the kernel for want of memory).",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, Outcome) else "",
 )

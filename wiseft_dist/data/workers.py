@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -20,6 +24,10 @@ from wiseft_dist.errors import RunError
 Item = TypeVar("Item")
 PREFETCH = 4
 """Batches that each decoding process keeps ready."""
+LOOK_SECONDS = 1.0
+"""Between two looks of such a process at whether its parent lives."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""What Slurm, or a terminal, sends to every process of a job: what to do about it is the reading process's business."""
 
 
 def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Iterator[Item]:
@@ -32,22 +40,49 @@ def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Itera
         multiprocessing_context=_context() if num_workers else None,
         worker_init_fn=_prepare_worker,
     )
-    for item in loader:
+    with _stop_signals_blocked():
+        items = iter(loader)  # starts the workers
+    for item in items:
         if isinstance(item, RunError):
             raise item
         yield item
 
 
 def _context() -> BaseContext:
-    context = multiprocessing.get_context("fork" if storage.fork_is_safe() else "forkserver")
+    if storage.fork_is_safe():
+        return multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wiseft_dist.data.stream", "open_clip.transform"])
+    with _stop_signals_blocked():
+        resource_tracker.ensure_running()  # not later, with the server: it lets SIGTERM through again
     return context
 
 
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Whatever is started meanwhile is born deaf to them: the workers, and multiprocessing's own servers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _prepare_worker(worker: int) -> None:
-    """Slurm's warning goes to every process of a job; what to do about it is the training process's business."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    """A worker goes on delivering while its parent saves a checkpoint, however many processes were told to end."""
     torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Answer the parent's SIGTERM, and nobody else's, and its death; a worker that waits for a store sees neither."""
+    parent, began_under = multiprocessing.parent_process(), os.getppid()
+    assert parent is not None
+    while parent.is_alive() and os.getppid() == began_under:  # the second is seen sooner, but not behind a fork server
+        told = signal.sigtimedwait([signal.SIGTERM], LOOK_SECONDS)
+        if told is not None and told.si_pid == parent.pid:
+            break
+    os._exit(0)
 
 
 def error_as_last_item(items: Iterator[Item]) -> Iterator[Item | RunError]:

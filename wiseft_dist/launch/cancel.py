@@ -17,6 +17,7 @@ from wiseft_dist.launch.ledger import Entry
 from wiseft_dist.launch.local_jobs import is_alive
 from wiseft_dist.launch.lock import Holder, holder
 from wiseft_dist.launch.processes import end_processes
+from wiseft_dist.pipeline import STAGES
 from wiseft_dist.run import Run
 from wiseft_dist.slurm import active_ids, cancel_jobs
 
@@ -61,10 +62,16 @@ def under_way(run: Run, stage: str | None = None) -> UnderWay:
         stage: Only this stage, or one of its jobs.
 
     Raises:
-        UserError: if a `wiseft run` on another machine is at work on local jobs.
+        UserError: if a `wiseft run` on another machine is at work on local jobs, or there is no such stage or job.
         RunError: if Slurm does not answer.
     """
-    entries = [entry for entry in known_jobs(run).values() if stage in (None, entry.name, entry.stage)]
+    jobs = known_jobs(run)
+    if stage not in (None, *STAGES, *jobs):
+        raise UserError(
+            f"{stage} is neither a stage ({', '.join(STAGES)}) nor a job that was submitted for {run.path}: nothing "
+            "was cancelled."
+        )
+    entries = [entry for entry in jobs.values() if stage in (None, entry.name, entry.stage)]
     queued = [entry for entry in entries if entry.executor == "slurm"]
     active = active_ids([entry.job_id for entry in queued])
     local = tuple(entry for entry in entries if entry.executor == "local" and is_alive(entry))

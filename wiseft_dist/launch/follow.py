@@ -196,6 +196,11 @@ def _outcome(state: JobState | None) -> Outcome:
     return outcome_of(state, has_result=False, failure=None)
 
 
+def _is_at_work(state: JobState | None) -> bool:
+    """Whether it runs, and is not being ended on its nodes, maybe to come back."""
+    return _outcome(state) is Outcome.running and state is not None and state.state != "COMPLETING"
+
+
 @dataclass
 class _Watch:
     """Jobs under way: reports progress, and raises when one ends without its output."""
@@ -274,7 +279,7 @@ class _Watch:
             return
         before = self._seen.get(item.job.name)
         self._seen[item.job.name] = state
-        is_running, was_running = (_outcome(each) is Outcome.running for each in (state, before))
+        is_running, was_running = map(_is_at_work, (state, before))
         if before is not None and state.restarts > before.restarts:
             _say(f"{item.job.name}: {why_requeued(before)}, in the queue again")
         if is_running and state.nodes and (not was_running or (before and state.restarts > before.restarts)):

@@ -128,10 +128,14 @@ class _Files:
             with file.open("rb") as handle:
                 handle.seek(position)
                 while chunk := handle.read(CHUNK_BYTES):
-                    whole = chunk if also_unfinished or len(chunk) == CHUNK_BYTES else _whole_lines(chunk)
+                    is_last = len(chunk) < CHUNK_BYTES
+                    whole = chunk if also_unfinished and is_last else _whole_lines(chunk)
+                    if not whole and not is_last:
+                        whole = chunk  # one line of such a length
                     self._say_lines(number, whole)
                     position += len(whole)
-                    if len(whole) < len(chunk):
+                    handle.seek(position)
+                    if is_last:
                         break
             self.positions[number] = position
 

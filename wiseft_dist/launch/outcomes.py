@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from signal import SIGKILL
 from typing import Any
 
 from wiseft_dist.slurm import NOT_STARTED, JobState
@@ -182,6 +183,10 @@ def _exit(state: JobState | None) -> str:
         return ""
     if state.state == "COMPLETED":
         return ": it ended without its result"
-    if state.signal:
-        return f" (killed by signal {state.signal})"
-    return f" (exit code {state.exit_code})" if state.exit_code else ""
+    code = state.exit_code or 0
+    signal = state.signal or max(0, code - 128)  # srun gives on what a shell would
+    if signal == SIGKILL:
+        return " (killed by signal 9: by hand, or by the kernel for want of memory)"
+    if signal:
+        return f" (killed by signal {signal})"
+    return f" (exit code {code})" if code else ""
