@@ -186,7 +186,16 @@ def test_a_call_costs_next_to_nothing(clock):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(43, "43 s"), (720, "12 min"), (4320, "1 h 12 min"), (273_600, "3 d 4 h")]
+    ("seconds", "words"),
+    [
+        (43.2, "43 s"),
+        (99.6, "100 s"),
+        (100, "2 min"),
+        (720, "12 min"),
+        (3599, "1 h 0 min"),
+        (4321, "1 h 12 min"),
+        (273_600, "3 d 4 h"),
+    ],
 )
 def test_durations_are_told_in_what_fits(seconds, words):
     assert duration(seconds) == words

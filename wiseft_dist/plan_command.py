@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from wiseft_dist.printable import printable
+from wiseft_dist.progress import duration
 
 MOST_LISTED = 16
 """Jobs of an array that are shown one by one."""
@@ -116,7 +117,7 @@ def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
         return
     rate = time["samples_per_second"]
     yield (
-        f"fine-tuning takes about {_duration(time['finetune_seconds'])} at {rate:.{0 if rate >= 10 else 2}f} samples/s "
+        f"fine-tuning takes about {duration(time['finetune_seconds'])} at {rate:.{0 if rate >= 10 else 2}f} samples/s "
         f"({time['rate_of']})"
     )
     if time["finetune_jobs"] > 1:
@@ -124,12 +125,6 @@ def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
             "note: that is more than launch.finetune.timeout_minutes; a Slurm job saves at its limit and comes back "
             f"by itself, {time['finetune_jobs'] - 1} times"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
 
 
 def _size(number: int) -> str:

@@ -30,8 +30,10 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every five seconds until it ends.")] = False,
 ) -> None:
     """Show how a run stands: stages, jobs, progress, what failed, what to do next."""
+    from wiseft_dist.launch.sweep.directory import is_sweep
+
     run = Run(run_directory.absolute())
-    if _is_sweep(run.path):
+    if is_sweep(run.path):
         from wiseft_dist.sweep_command import status as sweep_status
 
         sweep_status(run.path, as_json=as_json, watch=watch)
@@ -79,8 +81,9 @@ def cancel(
     """End the jobs of a run or a sweep, here or on Slurm; what is committed stays, and the same command goes on."""
     from wiseft_dist.launch.cancel import cancel as end
     from wiseft_dist.launch.cancel import under_way
+    from wiseft_dist.launch.sweep.directory import is_sweep
 
-    if _is_sweep(run_directory):
+    if is_sweep(run_directory):
         _cancel_sweep(run_directory, stage, yes=yes)
         return
     run = _opened(run_directory)
@@ -127,10 +130,6 @@ def _opened(directory: Path) -> Run:
     if not run.config_file.is_file() and not run.jobs.is_dir():
         run.load_config()  # says what the directory is not
     return run
-
-
-def _is_sweep(folder: Path) -> bool:
-    return (folder / "sweep.json").is_file()
 
 
 def _number(rank: str) -> int:

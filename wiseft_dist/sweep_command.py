@@ -12,12 +12,11 @@ import typer
 
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.printable import printable
+from wiseft_dist.status_command import CLEAR_SCREEN, WATCH_SECONDS
 
 if TYPE_CHECKING:
     from wiseft_dist.launch.sweep.results import Results
 
-WATCH_SECONDS = 5.0
-CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="Configuration file (YAML); with --table a sweep's folder.", metavar="CONFIG")

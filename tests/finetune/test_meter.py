@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rank_meter import CPU, Clock, make_meter, on_rank, spend, train
 
 from wiseft_dist.config import FinetuneConfig
-from wiseft_dist.finetune.meter import Meter, duration, untried
+from wiseft_dist.finetune.meter import Meter, untried
 from wiseft_dist.ranks import Ranks
 
 CUDA = torch.device("cuda")
@@ -187,13 +187,6 @@ def test_only_settings_that_are_not_in_force_are_advised() -> None:
     assert untried(FinetuneConfig(), device=CPU, accumulation_steps=1) == ()
     head = FinetuneConfig(recipe="linear_head", precision="bf16")
     assert untried(head, device=CUDA, accumulation_steps=1) == ()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(43.2, "43 s"), (99.6, "100 s"), (100, "2 min"), (3599, "1 h 0 min"), (4321, "1 h 12 min")]
-)
-def test_durations_are_told_as_people_do(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_memory_is_the_process_own_and_not_its_parents() -> None:

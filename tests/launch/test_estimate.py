@@ -163,7 +163,7 @@ def test_a_person_reads_the_same(planned: dict[str, Any]) -> None:
     assert "64 x 8 processes, 8 GPUs a node, 60 minutes" in text
     assert "evaluate: an array of 8, at most 8 at the same time" in text
     assert "reads 141 GB an epoch, 1.41 TB in all, and 35.2 GB to evaluate" in text
-    assert "fine-tuning takes about 10.7 minutes at 20000 samples/s (--rate)" in text
+    assert "fine-tuning takes about 11 min at 20000 samples/s (--rate)" in text
 
 
 @pytest.mark.parametrize(

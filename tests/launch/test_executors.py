@@ -14,8 +14,8 @@ import submitit.slurm.slurm
 from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError
 from wiseft_dist.launch.container_checks import unseen_in_containers
-from wiseft_dist.launch.executors import _clean_environment, slurm_parameters, submitting
-from wiseft_dist.launch.sbatch import job_python
+from wiseft_dist.launch.executors import _clean_environment, submitting
+from wiseft_dist.launch.sbatch import job_python, slurm_parameters
 
 PLAIN = Resources()
 GPUS = Resources(tasks_per_node=4, gpus_per_node=4, cpus_per_task=8)

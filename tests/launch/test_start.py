@@ -18,8 +18,8 @@ from wiseft_dist.claims import Claim, at_work, claim_file
 from wiseft_dist.code_identity import code_identity
 from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.errors import UserError
-from wiseft_dist.launch.follow import only_one
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger, record
+from wiseft_dist.launch.lock import only_one
 from wiseft_dist.launch.others import refuse_beside_others
 from wiseft_dist.launch.start import prepare, refuse_to_change_under_jobs, start, warn_of
 from wiseft_dist.ranks import machine, started_at
@@ -108,7 +108,7 @@ def test_a_launch_into_the_background_lets_go_of_the_lock_first(copied, monkeypa
         with only_one(run):
             taken.append(run.config_file.read_text())
 
-    monkeypatch.setattr("wiseft_dist.launch.start._start_in_background", take_the_lock)
+    monkeypatch.setattr("wiseft_dist.launch.start._go_on_in_background", take_the_lock)
     start(with_settings(copied, "evaluate.batch_size=3"), detach=True)
     assert len(taken) == 1
     assert "batch_size: 3" in taken[0]

@@ -14,7 +14,7 @@ from wiseft_dist.report.page.drawing import svg
 from wiseft_dist.report.page.section import Section
 from wiseft_dist.report.sections.cautions import history_cautions
 from wiseft_dist.report.sections.provenance import _attempts
-from wiseft_dist.report.sections.selection import cost_sections, duration
+from wiseft_dist.report.sections.selection import cost_sections, exact_duration
 from wiseft_dist.report.sections.training import MAX_POINTS, thinned, training_sections
 from wiseft_dist.run import Run
 
@@ -175,7 +175,7 @@ def test_what_each_stage_cost_is_told_in_time_processes_and_work() -> None:
     ("seconds", "text"), [(0.44, "0.4 s"), (59.96, "1 min 0 s"), (61.0, "1 min 1 s"), (4500.0, "1 h 15 min")]
 )
 def test_durations_are_told_in_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert exact_duration(seconds) == text
 
 
 def test_what_went_wrong_on_the_way_is_told_as_cautions() -> None:

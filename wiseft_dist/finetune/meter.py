@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wiseft_dist.config import FinetuneConfig
+from wiseft_dist.progress import duration
 from wiseft_dist.ranks import Ranks
 
 Phase = Literal["data", "checkpoint", "validation"]
@@ -195,14 +196,6 @@ def untried(config: FinetuneConfig, *, device: torch.device, accumulation_steps:
         "a larger finetune.micro_batch_size": accumulation_steps > 1,
     }
     return tuple(name for name, helps in choices.items() if helps)
-
-
-def duration(seconds: float) -> str:
-    """``1 h 12 min``, ``12 min``, ``43 s``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _no_time() -> dict[str, float]:

@@ -18,8 +18,7 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
 from wiseft_dist.launch.ledger import Entry, record
 from wiseft_dist.launch.processes import end_processes, signals_held
-from wiseft_dist.launch.sbatch import job_python
-from wiseft_dist.launch.sbatch import slurm_parameters as slurm_parameters
+from wiseft_dist.launch.sbatch import job_python, slurm_parameters
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run

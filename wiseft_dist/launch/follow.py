@@ -13,9 +13,9 @@ from wiseft_dist.errors import RunError
 from wiseft_dist.launch.endings import ended_without_result, failure_of
 from wiseft_dist.launch.executors import LocalExecutor, SlurmExecutor, Submitted, make_executor
 from wiseft_dist.launch.ledger import read_ledger
-from wiseft_dist.launch.lock import only_one as only_one
 from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
+from wiseft_dist.launch.patience import ASKING_AGAIN, Patience
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.launch.progress_line import progress_line
 from wiseft_dist.pipeline import Step, is_finished, remaining
@@ -34,8 +34,6 @@ NOTE_SECONDS = 5.0
 """Between two looks at a stage where there is one: on a large run each takes a while."""
 MAX_NAMED = 12
 """Jobs that are named one by one."""
-SILENCE_SECONDS = 15 * 60.0
-"""How long Slurm's controller may be away while its jobs are watched."""
 
 
 def run_pipeline(config: RunConfig, run: Run, *, detach: bool = False) -> None:
@@ -217,7 +215,7 @@ class _Watch:
     """Of the events that are not from before."""
     _told: float = field(default_factory=time.monotonic)
     """When progress was last told."""
-    _silent_since: float | None = None
+    _controller: Patience = field(default_factory=lambda: Patience(_say, meanwhile=ASKING_AGAIN))
 
     def __post_init__(self) -> None:
         events = self.run.events_file
@@ -258,20 +256,7 @@ class _Watch:
         """What is known of the open jobs, by their ids; None while Slurm's controller is away."""
         if isinstance(self.executor, LocalExecutor):
             return {job_id: JobState(job_id, "RUNNING") for job_id in self.executor.active(self.open)}
-        try:
-            states = job_states([item.job_id for item in self.open])
-        except RunError as error:  # the jobs go on without it; only its lasting silence is an error
-            now = time.monotonic()
-            if self._silent_since is None:
-                self._silent_since = now
-                _say(f"{error}. The jobs go on; asking again.")
-            if now - self._silent_since > SILENCE_SECONDS:
-                raise
-            return None
-        if self._silent_since is not None:
-            _say(f"Slurm answers again, after {time.monotonic() - self._silent_since:.0f} s.")
-        self._silent_since = None
-        return states
+        return self._controller.ask(lambda: job_states([item.job_id for item in self.open]))
 
     def _tell_changes(self, item: Submitted, state: JobState | None) -> None:
         """Say that a Slurm job has started, or is in the queue again."""

@@ -12,6 +12,7 @@ from wiseft_dist.launch.endings import last_lines
 from wiseft_dist.launch.known_jobs import known_jobs
 from wiseft_dist.launch.ledger import Entry, log_file
 from wiseft_dist.launch.local_jobs import is_alive
+from wiseft_dist.launch.patience import Patience
 from wiseft_dist.printable import printable
 from wiseft_dist.run import Run
 from wiseft_dist.slurm import active_ids
@@ -19,8 +20,6 @@ from wiseft_dist.slurm import active_ids
 POLL_SECONDS = 0.5
 STATE_SECONDS = 3.0
 """Between two questions whether the job still is."""
-SILENCE_SECONDS = 15 * 60.0
-"""How long Slurm's controller may be away while a log is followed."""
 CHUNK_BYTES = 2**20
 
 
@@ -87,11 +86,11 @@ def follow(run: Run, entry: Entry, rank: int | None, num_lines: int, say: Callab
     """
     files = _Files(entry, rank, say)
     files.begin(num_lines)
-    state = _Activity(say)
+    patience = Patience(lambda text: say(f"-- {printable(text)} --"), meanwhile="the log is followed on")
     asked, is_active = 0.0, True
     while True:
         if is_active and time.monotonic() - asked >= STATE_SECONDS:
-            is_active, asked = state.of(entry), time.monotonic()
+            is_active, asked = _is_active(entry, patience), time.monotonic()
         files.read_on()
         if not is_active:
             newer = known_jobs(run).get(entry.name, entry)
@@ -157,35 +156,12 @@ def _start_of_last(file: Path, size: int, num_lines: int) -> int:
     return size - sum(map(len, lines[-num_lines:])) if num_lines else size
 
 
-@dataclass
-class _Activity:
+def _is_active(entry: Entry, patience: Patience) -> bool:
     """Whether a job still is; while Slurm's controller is away, it is taken to be."""
-
-    say: Callable[[str], None]
-    silent_since: float | None = None
-
-    def of(self, entry: Entry) -> bool:
-        """Ask once.
-
-        Raises:
-            RunError: if Slurm has been silent for too long.
-        """
-        if entry.executor == "local":
-            return is_alive(entry)
-        try:
-            is_active = bool(active_ids([entry.job_id], patience_seconds=0.0))
-        except RunError as error:
-            now = time.monotonic()
-            if self.silent_since is None:
-                self.silent_since = now
-                self.say(f"-- {printable(str(error))}; the log is followed on --")
-            if now - self.silent_since > SILENCE_SECONDS:
-                raise
-            return True
-        if self.silent_since is not None:
-            self.say("-- Slurm answers again --")
-        self.silent_since = None
-        return is_active
+    if entry.executor == "local":
+        return is_alive(entry)
+    active = patience.ask(lambda: active_ids([entry.job_id], patience_seconds=0.0))
+    return active is None or bool(active)
 
 
 def _shown(rank: int | None, line: str) -> str:

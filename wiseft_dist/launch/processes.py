@@ -1,11 +1,13 @@
-"""Ending processes on this machine together with everything they have started."""
+"""Processes on this machine: ended together with everything they have started, or left in the background."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -27,6 +29,15 @@ def end_processes(roots: Iterable[int], *, reap: Callable[[], object]) -> None:
     finally:
         _signal(family, signal.SIGKILL)
         reap()
+
+
+def start_in_background(command: Sequence[str], log: Path) -> int:
+    """Start a process that survives this terminal and appends what it says to a log; returns its id."""
+    with log.open("a") as handle:
+        process = subprocess.Popen(
+            command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    return process.pid
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,9 +23,11 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.evaluate.catalog.entries import with_absolute_files
 from wiseft_dist.evaluate.dataset_checks import check_datasets
 from wiseft_dist.launch.container_checks import unseen_in_containers
-from wiseft_dist.launch.follow import only_one, queued_jobs, run_pipeline
+from wiseft_dist.launch.follow import queued_jobs, run_pipeline
+from wiseft_dist.launch.lock import only_one
 from wiseft_dist.launch.model_files import check_merged_models, check_model_files
 from wiseft_dist.launch.others import record_batch_job, refuse_beside_others
+from wiseft_dist.launch.processes import start_in_background
 from wiseft_dist.launch.site_checks import check_site
 from wiseft_dist.pipeline import STAGES, Step, is_finished, plan, remaining
 from wiseft_dist.printable import printable
@@ -49,7 +50,7 @@ def start(config: RunConfig, *, detach: bool = False) -> Run:
         if not goes_to_background:
             run_pipeline(config, run, detach=detach)
     if goes_to_background:
-        _start_in_background(run)  # it takes the lock itself
+        _go_on_in_background(run)  # it takes the lock itself
     elif not detach:
         print_summary(run)
     return run
@@ -266,12 +267,8 @@ def _if_local(name: str | None) -> str | None:
     return str(path.absolute()) if path.exists() else name
 
 
-def _start_in_background(run: Run) -> None:
+def _go_on_in_background(run: Run) -> None:
     """Follow the run from a process of its own, which survives this terminal."""
     log = run.path / "run.log"
     command = [sys.executable, "-m", "wiseft_dist", "run", str(run.config_file)]
-    with log.open("a") as handle:
-        process = subprocess.Popen(
-            command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    print(f"The run goes on in process {process.pid}; it writes to {log}.")
+    print(f"The run goes on in process {start_in_background(command, log)}; it writes to {log}.")

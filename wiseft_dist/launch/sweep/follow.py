@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 
 from wiseft_dist.config import LaunchConfig
-from wiseft_dist.errors import RunError
 from wiseft_dist.launch.outcomes import Outcome
+from wiseft_dist.launch.patience import ASKING_AGAIN, Patience
 from wiseft_dist.launch.sweep.directory import Sweep
 from wiseft_dist.launch.sweep.states import RunState, run_states
 from wiseft_dist.printable import printable
@@ -16,8 +16,6 @@ from wiseft_dist.progress import progress_bar
 from wiseft_dist.run import Run
 
 POLL_SECONDS = 5.0
-SILENCE_SECONDS = 15 * 60.0
-"""How long Slurm's controller may be away while its jobs are watched."""
 
 
 def follow(sweep: Sweep, runs: Sequence[Run], launch: LaunchConfig) -> None:
@@ -47,21 +45,13 @@ class _Watch:
     def __init__(self, sweep: Sweep, visible_seconds: float) -> None:
         self._sweep, self._visible_seconds = sweep, visible_seconds
         self._ended: dict[Run, float] = {}
-        self._heard = time.monotonic()
+        self._patience = Patience(_say, meanwhile=ASKING_AGAIN)
 
     def look(self, runs: Sequence[Run]) -> list[RunState]:
         """The state of runs; a controller that is away for a while is waited for."""
-        while True:
-            try:
-                states = run_states(self._sweep, runs)
-            except RunError as error:
-                if time.monotonic() - self._heard > SILENCE_SECONDS:
-                    raise
-                _say(f"{error}. The jobs go on; asking again.")
-                time.sleep(POLL_SECONDS)
-            else:
-                self._heard = time.monotonic()
-                return states
+        while (states := self._patience.ask(lambda: run_states(self._sweep, runs))) is None:
+            time.sleep(POLL_SECONDS)
+        return states
 
     def is_over(self, run: Run, state: RunState) -> bool:
         """Whether nothing more comes of a run: its result is there, or has had time to show up."""

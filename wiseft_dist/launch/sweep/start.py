@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.launch.lock import only_one
 from wiseft_dist.launch.others import refuse_unknown_jobs
 from wiseft_dist.launch.outcomes import Outcome, outcome_of
+from wiseft_dist.launch.processes import start_in_background
 from wiseft_dist.launch.site_checks import check_site
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.launch.start import note_code, refuse_to_change_under_jobs
@@ -65,7 +65,7 @@ def start(asked: Asked, *, detach: bool = False) -> Plan:
         elif not is_local and not detach:
             _follow(plan)
     if is_local and detach:
-        _start_in_background(asked, plan)  # it takes the lock itself
+        _go_on_in_background(asked, plan)  # it takes the lock itself
     return plan
 
 
@@ -201,7 +201,7 @@ def _follow(plan: Plan) -> None:
         raise
 
 
-def _start_in_background(asked: Asked, plan: Plan) -> None:
+def _go_on_in_background(asked: Asked, plan: Plan) -> None:
     """Go on from a process of its own, which survives this terminal."""
     log = plan.sweep.folder / LOG_FILE
     command = [sys.executable, "-m", "wiseft_dist", "sweep", str(asked.config), *asked.settings]
@@ -209,11 +209,7 @@ def _start_in_background(asked: Asked, plan: Plan) -> None:
     command += ["--soup-of-finished" if plan.sweep.soup_of_finished else "--soup-of-all"]
     command += ["--output", str(asked.output)] if asked.output else []
     command += ["--at-once", str(asked.at_once)] if asked.at_once else []
-    with log.open("a") as handle:
-        process = subprocess.Popen(
-            command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    print(f"The sweep goes on in process {process.pid}; it writes to {log}.")
+    print(f"The sweep goes on in process {start_in_background(command, log)}; it writes to {log}.")
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,7 @@ from wiseft_dist.evaluate.cells.store import CellStore, members_of, report_diges
 from wiseft_dist.report.history import Attempt, History
 from wiseft_dist.report.page.section import Cell, Row, Section
 from wiseft_dist.report.sections.numbers import count_cell
-from wiseft_dist.report.sections.selection import duration
+from wiseft_dist.report.sections.selection import exact_duration
 from wiseft_dist.report.wording import NOTHING
 from wiseft_dist.run import Run
 from wiseft_dist.tracking.scrubbing import scrubbed, scrubbed_tree
@@ -88,7 +88,7 @@ def _attempt(attempt: Attempt) -> Row:
     by = str(event.get("launcher", "")) + (f", job {job_id}" if job_id else "")
     cells = (
         Cell(began, value=attempt.began),
-        Cell(duration(attempt.ended - attempt.began), value=attempt.ended - attempt.began),
+        Cell(exact_duration(attempt.ended - attempt.began), value=attempt.ended - attempt.began),
         Cell(str(event.get("host", NOTHING))),
         count_cell(attempt.world_size),
         Cell(_gpus(event.get("gpus"))),

@@ -64,7 +64,7 @@ def selection_sentence(statistics: Statistics) -> str:
     held_out = next((each for each in statistics.datasets.values() if each.role == "id_val"), None)
     if chosen is None or held_out is None:
         return "No alpha was chosen by validation: nothing was held out of the training set."
-    text = f"Alpha {chosen.alpha:g} was chosen on {held_out.num_samples} samples held out of the training set; "
+    text = f"Alpha {chosen.alpha:g} was chosen on {held_out.num_samples:,} samples held out of the training set; "
     if statistics.reference == held_out.name:
         return text + "there is no test set, so the accuracies are on the same samples."
     return text + "the shifts were not looked at."
@@ -85,7 +85,7 @@ def cost_sections(history: History) -> Iterator[Section]:
         )
 
 
-def duration(seconds: float) -> str:
+def exact_duration(seconds: float) -> str:
     """``1 h 12 min``, ``3 min 20 s``, ``0.4 s``."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
@@ -142,7 +142,7 @@ def _cost(stage: str, history: History) -> Row:
         hours[has_gpu and stage in ON_GPUS] += num_processes * (ended - began) / 3600
     wall = _union((began, ended) for began, ended, *_ in spans)
     cells = (
-        Cell(duration(wall), value=wall),
+        Cell(exact_duration(wall), value=wall),
         *(Cell(f"{hours[on_gpu]:,.3f}" if hours[on_gpu] else NOTHING, value=hours[on_gpu]) for on_gpu in (True, False)),
         count_cell(len(attempts)),
         count_cell(sum(attempt.is_requeued for attempt in attempts)),
