@@ -45,6 +45,8 @@ FOCUSED = """() => {
            id: element.id, isOutlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 };
 }"""
 """The element that has the keyboard."""
+NEXT_FRAME = "new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))"
+"""The browser has drawn a frame, and told the page's observers of it."""
 
 
 @contextmanager
@@ -68,6 +70,8 @@ def opened(
 ) -> Iterator[Page]:
     """The page at a path. An error, a warning, a dialog, or a request for anything else fails the test.
 
+    It scrolls at once, as for readers who want less motion: while a page glides, nothing has its place.
+
     Args:
         path: Of the file.
         width: Of the window, pixels.
@@ -82,6 +86,7 @@ def opened(
             viewport={"width": width, "height": 900},
             color_scheme="dark" if dark else "light",
             java_script_enabled=scripts,
+            reduced_motion="reduce",
         )
         page.set_default_timeout(60_000)
         page.on("console", lambda message: found.append(f"console: {message.text}"))
@@ -93,6 +98,8 @@ def opened(
         )
         page.goto(url)
         yield page
+        if scripts:
+            page.evaluate(NEXT_FRAME)  # what the browser does by itself after the last step may go wrong too
         page.close()
     assert found == []
 

@@ -103,6 +103,18 @@ def test_the_figure_has_its_points_marks_bars_and_lines(scale, size):
     assert ("logit scale" in drawing[1].text) == (scale == "logit")
 
 
+@pytest.mark.parametrize("shape", ["square", "diamond", "star"])
+def test_a_mark_in_the_place_of_another_is_seen_around_it(shape):
+    at = (Point(2, 3),)
+    chart = Chart("T", "x", "y", (Line("l", at, "mark", 1, shape), Line("u", at, "mark", 2, "plus")))
+    widths = []
+    for mark in classes(drawn(chart), "mark"):
+        xs = [float(pair.split()[0]) for pair in re.split("[MLZ]", mark.get("d", ""))[1:-1]]
+        widths.append(max(xs) - min(xs))
+    assert widths[0] > 1.25 * widths[1]
+    assert chart.times_larger(chart.lines[1]) == chart.times_larger(Line("c", at)) == 1
+
+
 def test_what_is_said_of_a_point_is_its_text_or_its_coordinates():
     chart = Chart(
         "T", "x", "y", (Line("loss", (Point(1, 2), Point(3, 4, "alpha 0.5: four"))), Line("", (Point(5, 6),)))

@@ -88,6 +88,14 @@ def test_an_end_that_has_no_number_is_left_out_and_with_it_the_straight_line() -
     assert not [each for each in chart.lines if each.name.startswith(("straight", "zero-shot"))]
 
 
+def test_where_no_alpha_has_a_number_there_are_no_other_axes_to_choose() -> None:
+    given = statistics()
+    unknown = tuple(replace(each, value=math.nan) for each in given.shift_average)
+    chart = trade_off(replace(given, shift_average=unknown))
+    assert not any(each.points for each in chart.lines)
+    assert chart.scales == ("linear",)
+
+
 def test_logit_axes_are_not_offered_where_a_value_has_no_logit() -> None:
     given = statistics()
     first, *others = given.shift_average

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from made_up import ALPHAS, dataset, interval, statistics, with_dataset
 from matplotlib.figure import Figure
@@ -15,8 +16,9 @@ from PIL import Image
 from wiseft_dist.evaluate.statistics.robustness import Fit, Piece, Robustness, RobustnessPoint
 from wiseft_dist.evaluate.statistics.statistics import ShiftAverage, Statistics
 from wiseft_dist.report.curves import trade_off
-from wiseft_dist.report.drawn_chart import draw, label_points
+from wiseft_dist.report.drawn_chart import PALETTE, draw, label_points
 from wiseft_dist.report.figures import draw_figures
+from wiseft_dist.report.page.charts import Chart, Line, Point
 from wiseft_dist.run import FIGURE_FORMATS, FIGURES
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -169,6 +171,35 @@ def test_an_axis_with_a_perfect_score_stays_linear():
     axes = Figure().subplots()
     draw(trade_off(with_dataset(given, "photo", alphas=perfect)), axes, is_logit=True)
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "function")
+
+
+def test_no_label_is_nearer_to_another_point_than_to_its_own():
+    """On a curve that drops steeply at its end, with bars all around and a large symbol."""
+    xs = (59.75, 62.25, 65.75, 68.75, 71.75, 72.25, 73.75, 74.5, 75.25, 76.0, 75.75)
+    ys = (51.0, 50.5, 50.17, 50.08, 49.5, 48.08, 46.25, 44.67, 43.08, 41.33, 38.83)
+    points = tuple(
+        Point(x, y, label=f"{number / 10:g}", x_range=(x - 4.5, x + 4.5), y_range=(y - 2.8, y + 2.8))
+        for number, (x, y) in enumerate(zip(xs, ys, strict=True))
+    )
+    chart = Chart("T", "x", "y", (Line("l", points), Line("m", (Point(75.25, 43.08),), "mark", 4, "plus")))
+    figure = Figure(figsize=(3.4, 1.6), dpi=300, layout="constrained")
+    axes = figure.subplots()
+    draw(chart, axes, is_logit=False)
+    label_points(chart, axes)
+    assert len(axes.texts) >= 9
+    for text in axes.texts:
+        box = text.get_window_extent()
+        distances = {
+            point.label: math.dist(place, np.clip(place, (box.x0, box.y0), (box.x1, box.y1)))
+            for point, place in ((p, axes.transData.transform((p.x, p.y))) for p in points)
+        }
+        assert min(distances, key=distances.__getitem__) == text.get_text()
+
+
+def test_the_marks_have_the_colours_of_the_page():
+    """As a reader calls them: zero-shot red, fine-tuned green."""
+    red, green = ([int(PALETTE[number][at : at + 2], 16) for at in (1, 3, 5)] for number in (1, 2))
+    assert max(red) == red[0] and max(green) == green[1]
 
 
 @pytest.mark.parametrize("num_alphas", [2, 3, 11, 21])

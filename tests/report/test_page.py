@@ -181,6 +181,8 @@ def test_texts_are_read_from_the_left_and_numbers_from_the_right():
             (row("torch", "2.11.0"), row("code", "7"), row("pillow", "13.0.0"), row("numpy", "2.4.6")),
         )
     )
+    settings = (row("lr", "0.1"), row("epochs", "10"), row("name", "adamw"), row("eps", "1e-08"), row("ema", "–"))
+    assert '<table class="texts">' in page_of(Section("Settings", ("setting", "value"), settings))
     assert "<table>" in page_of(
         Section("T", ("model", "accuracy", "remark"), (row("chosen", "80.00", "extrapolated"),))
     )

@@ -64,7 +64,7 @@ def test_every_choice_is_named_and_what_saw_the_shifts_is_marked() -> None:
     assert rows(short)["ensemble, oracle per dataset (saw every test set)"] == [
         *("each", "85.00 (alpha 1)", "43.61", "65.00 (alpha 0.5)", "22.22 (alpha 0.5)"),
     ]
-    assert "Alpha 0.5 was chosen on 1000 samples held out of the training set; the shifts were not" in short.note
+    assert "Alpha 0.5 was chosen on 1,000 samples held out of the training set; the shifts were not" in short.note
 
 
 def test_without_a_chosen_alpha_the_ends_are_compared() -> None:

@@ -261,8 +261,9 @@ def _range(interval: Interval) -> tuple[float, float] | None:
 def chart_of(
     title: str, x_label: str, y_label: str, lines: Sequence[Line], wants_logit: bool, description: str = ""
 ) -> Chart:
-    """With logit axes where they are wanted and every value has a logit."""
-    has_logits = all(0 < value < 100 for line in lines for point in line.points for value in (point.x, point.y))
+    """With logit axes where they are wanted, there is something to show, and every value has a logit."""
+    values = [value for line in lines for point in line.points for value in (point.x, point.y)]
+    has_logits = bool(values) and all(0 < value < 100 for value in values)
     scales: tuple[Scale, ...] = ("linear", "logit") if wants_logit and has_logits else ("linear",)
     return Chart(title, x_label, y_label, tuple(lines), scales, description=description)
 

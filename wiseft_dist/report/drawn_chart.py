@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-PALETTE = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8A8A8A")
-"""Okabe and Ito's colours (Color Universal Design, 2008), in the order of the page's palette."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#8A8A8A")
+"""Okabe and Ito's colours (Color Universal Design, 2008), in the order of the page's: blue, red, green, purple."""
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "star": "*", "plus": "P"}
 MARK_POINTS = {"star": 8.5, "plus": 7.0}
 """Sizes of large symbols; others are 5.5."""
@@ -35,7 +35,7 @@ OFFSETS = tuple(
 )
 """Points from a symbol to its label, the best first."""
 NUM_ENDS = 2
-"""Labels that are written though they cross the curve."""
+"""Labels that are written even where there is no good place for them."""
 LABEL_SIZE = 5.5
 
 
@@ -50,14 +50,14 @@ def draw(chart: Chart, axes: Axes, *, is_logit: bool) -> None:
         if is_of_logits:
             _set_logit(axis, axes, chart)
     for order, line in enumerate(chart.lines):
-        _draw_line(line, axes, order, factor=(0.75 if chart.is_small else 1.0) * _times_larger(line, chart))
+        _draw_line(line, axes, order, factor=(0.75 if chart.is_small else 1.0) * chart.times_larger(line))
         _draw_bars(line, axes, logit_x, logit_y)
     axes.grid(color="0.92", linewidth=0.5)
     axes.set_axisbelow(True)
 
 
 def label_points(chart: Chart, axes: Axes) -> None:
-    """Write labels beside points, where they cover neither each other nor a symbol nor the curve.
+    """Write labels beside points, where they cover neither each other nor a symbol nor the curve, nor look another's.
 
     The ends come first and get a label; of the others those are left out that find no room.
     """
@@ -67,19 +67,33 @@ def label_points(chart: Chart, axes: Axes) -> None:
     taken, curves, others = list(_symbols(chart, axes)), _paths(chart, axes, of_curves=True), _paths(chart, axes)
     frame = axes.get_window_extent()
     labelled = [point for line in chart.lines for point in line.points if point.label and point.is_finite]
+    places = {point: tuple(axes.transData.transform((point.x, point.y))) for point in labelled}
     for number, point in enumerate(_spread(labelled)):
         text, best = _label(axes, point), None
         for offset in OFFSETS:
             box = _move(text, offset)
             if not _is_inside(box, frame) or any(box.overlaps(each) for each in taken):
                 continue
-            crossed = [sum(path.intersects_bbox(box, filled=False) for path in paths) for paths in (curves, others)]
-            if best is None or crossed < best[0]:
-                best = crossed, offset
-        if best is None or (best[0][0] and number >= NUM_ENDS):
+            on_curves, on_others = (
+                sum(path.intersects_bbox(box, filled=False) for path in paths) for paths in (curves, others)
+            )
+            flaws = (on_curves, _num_nearer(box, places[point], places.values()), on_others)
+            if best is None or flaws < best[0]:
+                best = flaws, offset
+        if best is None or (any(best[0][:2]) and number >= NUM_ENDS):
             text.remove()
         else:
             taken.append(_move(text, best[1]))
+
+
+def _num_nearer(box: Bbox, own: Sequence[float], places: Iterable[Sequence[float]]) -> int:
+    """How many places are nearer to a label than its own: it would be read as theirs."""
+
+    def distance(place: Sequence[float]) -> float:
+        x, y = place
+        return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
+
+    return sum(distance(place) < distance(own) for place in places)
 
 
 def _points(chart: Chart) -> Iterator[Point]:
@@ -111,15 +125,6 @@ def _logit(percent: Any) -> Any:
 
 def _expit(value: Any) -> Any:
     return 100 / (1 + np.exp(-np.asarray(value)))
-
-
-def _times_larger(line: Line, chart: Chart) -> float:
-    """Of symbols in one place the lower ones are larger, so that all are seen."""
-    marks = [other for other in chart.lines if other.style == "mark"]
-    if line not in marks:
-        return 1.0
-    places = [{(p.x, p.y) for p in mark.points} for mark in marks[marks.index(line) :]]
-    return 1 + 0.55 * sum(bool(places[0] & other) for other in places[1:])
 
 
 def _draw_line(line: Line, axes: Axes, order: int, *, factor: float) -> None:
@@ -168,7 +173,8 @@ def _symbols(chart: Chart, axes: Axes) -> Iterator[Bbox]:
     for line in chart.lines:
         if line.style not in ("curve", "mark"):
             continue
-        radius = (MARK_POINTS.get(line.shape, 5.5) if line.style == "mark" else 2.5) / 2 * pixels_per_point
+        size = MARK_POINTS.get(line.shape, 5.5) if line.style == "mark" else 2.5
+        radius = chart.times_larger(line) * size / 2 * pixels_per_point
         for point in line.points:
             if point.is_finite:
                 x, y = axes.transData.transform((point.x, point.y))

@@ -67,3 +67,11 @@ class Chart:
     """What a screen reader says of it after its title."""
     is_tabled: bool = False
     """Whether a table of the page has its numbers already; else they are folded under it."""
+
+    def times_larger(self, line: Line) -> float:
+        """By how much a line's symbols are larger than usual: of marks in one place the lower ones, so all are seen."""
+        if line.style != "mark":
+            return 1.0
+        marks = [other for other in self.lines if other.style == "mark"]
+        places = [{(point.x, point.y) for point in mark.points} for mark in marks[marks.index(line) :]]
+        return 1 + 0.55 * min(sum(bool(places[0] & other) for other in places[1:]), 2)

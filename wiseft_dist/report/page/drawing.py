@@ -163,19 +163,20 @@ class _Drawing:
         if line.style in RADIUS:
             for point in points:
                 title = Markup("<title>{}</title>").format(shown(_text(line, point)))
-                yield _symbol(line.shape, *self._at(point), RADIUS[line.style], _class(line), title)
+                yield _symbol(line.shape, *self._at(point), self._radius(line), _class(line), title)
 
     def _labels(self, lines: Sequence[tuple[Line, list[Point]]]) -> Iterator[Markup]:
         """Those of marks first: they are few, and they matter."""
         size = self.paper.type_size
         frame = Box(self.x.start + 2, self.y.end + 2, self.x.end - 2, self.y.start - 2)
+        radii = self._radii(lines)
         wanted = [
-            Wanted(shown(point.label), *self._at(point), size if line.style == "mark" else 0.85 * size, _radius(line))
+            Wanted(shown(point.label), *at, size if line.style == "mark" else 0.85 * size, radii[at])
             for line, points in sorted(lines, key=lambda entry: entry[0].style != "mark")
-            for point in points
+            for point, at in zip(points, map(self._at, points), strict=True)
             if point.label
         ]
-        obstacles = [around(*self._at(point), _radius(line)) for line, points in lines for point in points]
+        obstacles = [around(*at, radius) for at, radius in radii.items()]
         for line, points in lines:
             if line.style != "mark":
                 obstacles += chain.from_iterable(along(self._at(a), self._at(b)) for a, b in pairwise(points))
@@ -185,12 +186,19 @@ class _Drawing:
                 *(_r(placed.box.left), _r(placed.box.bottom - 0.28 * placed.label.size), placed.label.text),
             )
 
+    def _radii(self, lines: Sequence[tuple[Line, list[Point]]]) -> dict[tuple[float, float], float]:
+        """Of the largest symbol in each place: a label is beside all of them, whichever it is of."""
+        found: dict[tuple[float, float], float] = {}
+        for line, points in lines:
+            for at in map(self._at, points):
+                found[at] = max(found.get(at, 0.0), self._radius(line))
+        return found
+
     def _at(self, point: Point) -> tuple[float, float]:
         return self.x.at(point.x), self.y.at(point.y)
 
-
-def _radius(line: Line) -> float:
-    return RADIUS.get(line.style, 1.0)
+    def _radius(self, line: Line) -> float:
+        return RADIUS.get(line.style, 1.0) * self.chart.times_larger(line)
 
 
 def _class(line: Line) -> str:

@@ -101,7 +101,7 @@ def _places(label: Wanted) -> Iterator[Box]:
     """Beside, above, below and at the corners of its point, near and then farther away."""
     width, height = width_of(label.text, label.size), 1.1 * label.size
     for gap in (label.radius + 2, label.radius + 9):
-        slant = 0.75 * gap
+        slant = max(0.75 * gap, label.radius + 1)
         left, right = label.x - gap - width, label.x + gap
         middle = label.x - width / 2
         for x, y in (

@@ -119,7 +119,7 @@ def _is_of_texts(section: Section) -> bool:
     """Whether a table has texts rather than numbers, such as versions, which are read from the left."""
     cells = [cell for row in section.rows for cell in row.cells]
     numbers = [cell for cell in cells if cell.value is not None or re.fullmatch(r"[+-]?[\d,]+(\.\d+)?", cell.text)]
-    return 3 * len(numbers) < len(cells)
+    return 2 * len(numbers) < len(cells)
 
 
 def _legend(charts: Sequence[Chart]) -> list[Line]:
