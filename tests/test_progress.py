@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from wiseft_dist import progress
 from wiseft_dist.launch.progress_line import progress_line
 from wiseft_dist.progress import BYTES, Rated, duration, progress_bar
 
@@ -152,8 +152,7 @@ def test_a_line_shows_control_characters_of_a_name_as_escapes(clock, capsys):
     assert capsys.readouterr().err == "reading \\x1b[2J: 6 shards, 10 s each\n"
 
 
-def test_a_call_that_takes_long_tells_lines_too(clock, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
+def test_a_call_that_takes_long_tells_lines_too(clock, capsys):
     with progress_bar("loading models", clock=clock), progress_bar("loading [big].pt", clock=clock):
         clock.now += 90
         told, deadline = "", time.monotonic() + 60
@@ -161,6 +160,28 @@ def test_a_call_that_takes_long_tells_lines_too(clock, capsys, monkeypatch):
             assert time.monotonic() < deadline
             told = capsys.readouterr().err
     assert told == "loading models: 90 s so far; loading [big].pt: 90 s so far\n"
+
+
+def test_bars_begin_no_threads_of_their_own(clock):
+    with progress_bar("loading models", clock=clock):
+        pass
+    before = threading.active_count()
+    with progress_bar("evaluating", clock=clock), progress_bar("photo", clock=clock):
+        assert threading.active_count() == before
+
+
+def test_a_forked_process_has_bars_of_its_own(tmp_path, clock):
+    with progress_bar("loading models", total=2, unit="models", clock=clock):
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT), 2)
+            sys.stderr = os.fdopen(2, "w")
+            with progress_bar("photo", total=8, unit="images", clock=clock) as bar:
+                clock.now += 61
+                bar.advance(4)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert (tmp_path / "said").read_text() == "photo: 4 of 8 images, 15 s each, 61 s left\n"
 
 
 def test_whoever_tells_lines_of_its_own_is_not_told_over(clock, capsys):

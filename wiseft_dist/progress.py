@@ -5,6 +5,7 @@ Bars nest: those that are open together stand under each other, and share the on
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -161,15 +162,18 @@ class _Lines:
     lock: threading.Lock = field(default_factory=threading.Lock)
     clock: Clock = time.monotonic
     due: float = 0.0
-    ended: threading.Event = field(default_factory=threading.Event)
-    """Set when the last bar is closed."""
+    watcher: threading.Thread | None = None
+    """Looks now and then, from the first bar to the end of the process: not a thread a bar, because whoever shows one
+    often forks right after, and that is no time to begin a thread."""
 
     @contextmanager
     def open(self, bar: _Told, clock: Clock) -> Iterator[None]:
         with self.lock:
             if not self.bars:
-                self.clock, self.due, self.ended = clock, clock() + LINE_SECONDS, threading.Event()
-                threading.Thread(target=self._tell_while_nothing_moves, args=(self.ended,), daemon=True).start()
+                self.clock, self.due = clock, clock() + LINE_SECONDS
+            if self.watcher is None:
+                self.watcher = threading.Thread(target=self._tell_while_nothing_moves, daemon=True)
+                self.watcher.start()
             bar.began = self.clock()
             bar.mark = (bar.began, bar.completed)
             self.bars.append(bar)
@@ -178,13 +182,17 @@ class _Lines:
         finally:
             with self.lock:
                 self.bars.remove(bar)
-                if not self.bars:
-                    self.ended.set()
 
-    def _tell_while_nothing_moves(self, ended: threading.Event) -> None:
+    def _tell_while_nothing_moves(self) -> None:
         """Loading a file, or waiting for a store, is one call that takes as long as it takes."""
-        while not ended.wait(LOOK_SECONDS):
-            self.tell_if_due()
+        while True:
+            time.sleep(LOOK_SECONDS)
+            if self.bars:
+                self.tell_if_due()
+
+    def begin_anew(self) -> None:
+        """In a forked process, which has neither the bars nor the thread of the one that it came from."""
+        self.bars, self.lock, self.watcher = [], threading.Lock(), None
 
     def tell_if_due(self) -> None:
         now = self.clock()
@@ -199,6 +207,7 @@ class _Lines:
 
 
 _LINES = _Lines()
+os.register_at_fork(after_in_child=_LINES.begin_anew)
 _SCREENS: list[Progress] = []
 """The display that is open, if there is one: a terminal has room for one."""
 
