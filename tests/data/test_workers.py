@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from torch.utils.data import IterableDataset
+
+from wiseft_dist.data.workers import loaded
+from wiseft_dist.errors import RunError
 
 Start = Callable[..., "subprocess.Popen[str]"]
 PROGRAM = """
@@ -106,3 +111,15 @@ def test_a_worker_that_hangs_ends_with_a_parent_that_is_killed(start: Start, met
     assert process.stdout is not None and process.stdout.readline() == "reads\n"
     process.kill()
     process.communicate(timeout=60)  # until whoever holds the other end of its pipes is gone
+
+
+class Torn(IterableDataset):
+    def __iter__(self) -> Iterator[int | RunError]:
+        yield 1
+        yield RunError("the store is away")
+
+
+def test_workers_are_gone_when_an_error_is_raised_though_somebody_keeps_it() -> None:
+    with pytest.raises(RunError, match="the store is away") as kept:
+        list(loaded(Torn(), 1))
+    assert multiprocessing.active_children() == [], kept

@@ -42,10 +42,13 @@ def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Itera
     )
     with _stop_signals_blocked():
         items = iter(loader)  # starts the workers
-    for item in items:
-        if isinstance(item, RunError):
-            raise item
-        yield item
+    try:
+        for item in items:
+            if isinstance(item, RunError):
+                raise item
+            yield item
+    finally:
+        del items  # and the workers with it, however long somebody keeps the error and this frame
 
 
 def _context() -> BaseContext:
