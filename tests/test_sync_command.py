@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tiny_run import make_world, wiseft
+from waiting import wait_until
 from wandb_server import KEY, WandbServer, wandb_server
 
 from wiseft_dist.config import RunConfig
@@ -126,9 +127,9 @@ def test_nothing_that_is_sent_has_the_key_or_the_home_directory_in_it(server, tm
 def test_what_a_killed_and_resumed_training_showed_live_is_completed_and_not_repeated(server, tmp_path, mode):
     run = make_run(tmp_path / "mine", mode)
     killed = start_stage(run, 2, 6, "killed")
-    wait_for((run.path / "ready").is_file)
+    wait_until((run.path / "ready").is_file)
     if mode == "online":
-        wait_for(lambda: f"{run_id(run)}-finetune" in server.received.runs)
+        wait_until(lambda: f"{run_id(run)}-finetune" in server.received.runs)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert start_stage(run, 6, 8, "finished").wait(120) == 0
@@ -145,13 +146,6 @@ def test_what_a_killed_and_resumed_training_showed_live_is_completed_and_not_rep
 
 def start_stage(run: Run, first: int, last: int, end: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", STAGE, str(run.path), str(first), str(last), end])
-
-
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_what_comes_after_a_sync_is_sent_by_the_next(server, tmp_path):

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster
-
-PATIENCE_SECONDS = 300
 
 
 def start_now(cluster: Devcluster, job: str) -> None:
@@ -27,12 +23,3 @@ def state(cluster: Devcluster, job: str) -> str:
 def field(cluster: Devcluster, job: str, name: str) -> str:
     fields = cluster.slurm("scontrol", "--oneliner", "show", "job", job).split()
     return dict(pair.split("=", 1) for pair in fields if "=" in pair)[name]
-
-
-def wait_until(
-    condition: Callable[[], bool], *, seconds_between: float = 0.5, patience_seconds: float = PATIENCE_SECONDS
-) -> None:
-    deadline = time.monotonic() + patience_seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {patience_seconds} s"
-        time.sleep(seconds_between)

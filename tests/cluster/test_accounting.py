@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import getpass
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import wait_until
 
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
 from wiseft_dist.slurm import JobState, has_accounting, job_states
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slurm
 
 GREEDY = "import time; held = bytearray(300 << 20); held[::4096] = bytes(len(held[::4096])); time.sleep(600)"
-FORGETTING_SECONDS = 180.0
-"""Slurm looks for jobs to forget once a minute."""
 
 
 def test_a_cancelled_job_names_who_did_it_and_a_preempted_one_that_stays_away_is_preempted(
@@ -107,11 +104,3 @@ def await_state(job: str, *wanted: str) -> JobState:
 
 def await_forgotten(cluster: Devcluster, job: str) -> None:
     wait_until(lambda: f"JobId={job} " not in cluster.slurm("scontrol", "--oneliner", "show", "jobs"))
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = FORGETTING_SECONDS) -> None:
-    """Return once the condition holds; fail the test if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.2)

@@ -1,13 +1,12 @@
 """slurm/devcluster starts a Slurm that behaves as a real one, and leaves nothing behind."""
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import submitit
+from waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster
@@ -125,7 +124,7 @@ def test_a_low_job_is_preempted_by_a_high_one_and_starts_again(second_devcluster
     wait_until((tmp_path / "low").exists)
     second_devcluster.slurm("srun", "-p", "high", "--exclusive", "true")
     assert job_field(second_devcluster, low, "Restarts") == "1"
-    wait_until(lambda: (tmp_path / "low").read_text() == "start 0\nstart 1\n", seconds=30)
+    wait_until(lambda: (tmp_path / "low").read_text() == "start 0\nstart 1\n")
 
 
 def test_tasks_see_all_gpus_of_a_node_or_one_each(gpu_devcluster: "Devcluster") -> None:
@@ -179,14 +178,6 @@ def job_field(cluster: "Devcluster", job: str, field: str) -> str:
     """One field of `scontrol show job`."""
     fields = cluster.slurm("scontrol", "--oneliner", "show", "job", job).split()
     return dict(pair.split("=", 1) for pair in fields if "=" in pair)[field]
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 15.0) -> None:
-    """Return once the condition holds; fail the test if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.1)
 
 
 def is_alive(pid: int) -> bool:

@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tiny_run import World
+from waiting import wait_until
 
 from wiseft_dist.config import Resources, load_config
 from wiseft_dist.findings import Finding, only
@@ -154,10 +154,3 @@ def job_field(cluster: Devcluster, job: str, name: str) -> str:
     """One field of `scontrol show job`; of an array the first line's."""
     lines = cluster.slurm("scontrol", "--oneliner", "show", "job", job).splitlines()
     return dict(pair.split("=", 1) for pair in lines[0].split() if "=" in pair)[name]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
-        time.sleep(0.3)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from slurm_jobs import field, start_now, state, wait_until
+from slurm_jobs import field, start_now, state
 from tiny_run import World, make_world
+from waiting import wait_until
 
 from wiseft_dist.commits import read_commit
 from wiseft_dist.config import load_config
@@ -63,7 +64,7 @@ def submit(world: World, output: Path, *settings: str) -> tuple[Run, str]:
 
 def under_way(world: World, output: Path, *settings: str) -> tuple[Run, str]:
     run, job = submit(world, output, *settings)
-    wait_until(lambda: len(losses(run)) >= STOPPED_AT, seconds_between=0.02)
+    wait_until(lambda: len(losses(run)) >= STOPPED_AT, every=0.02)
     return run, job
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from slurm_jobs import field, start_now, state, wait_until
+from slurm_jobs import field, start_now, state
 from tiny_run import World, make_world
+from waiting import wait_until
 
 from wiseft_dist.commits import read_commit, sha256_file
 from wiseft_dist.run import Run, newest_checkpoint
@@ -48,9 +49,7 @@ def undisturbed(devcluster: Devcluster, small_world: World, tmp_path_factory: py
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WISEFT_PYTHON", sys.executable)
         job = submit(devcluster, run, small_world.config, *LONG)
-    wait_until(
-        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
-    )
+    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), seconds=PATIENCE_SECONDS)
     assert state(devcluster, job) == "COMPLETED", log(run)
     return run
 
@@ -64,9 +63,7 @@ def submit(cluster: Devcluster, run: Run, *arguments: object) -> str:
 def test_a_whole_run_in_one_allocation(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config)
-    wait_until(
-        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
-    )
+    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), seconds=PATIENCE_SECONDS)
     assert state(devcluster, job) == "COMPLETED", log(run)
     assert run.results_file.is_file() and (run.report / "index.html").is_file()
     assert read_commit(run.finished_checkpoint())["world_size"] == 2
@@ -76,7 +73,7 @@ def test_a_whole_run_in_one_allocation(devcluster: Devcluster, small_world: Worl
 def test_a_mistake_ends_the_job_with_its_sentence(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config, "finetune.epoch=1")
-    wait_until(lambda: state(devcluster, job) == "FAILED", patience_seconds=PATIENCE_SECONDS)
+    wait_until(lambda: state(devcluster, job) == "FAILED", seconds=PATIENCE_SECONDS)
     assert "finetune.epoch is not a setting. Did you mean finetune.epochs?" in log(run)
     assert not run.path.exists()
 
@@ -102,12 +99,10 @@ def test_a_job_that_must_go_saves_comes_back_and_ends_with_the_same_weights(
     cluster, run = second_devcluster, Run(tmp_path / "run")
     cluster.up("--nodes", "2", "--preempt")
     job = submit(cluster, run, small_world.config, *LONG)
-    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05, patience_seconds=PATIENCE_SECONDS)
+    wait_until(lambda: num_steps(run) >= STOPPED_AT, every=0.05, seconds=PATIENCE_SECONDS)
     disturb(cluster, job)
-    wait_until(lambda: is_back(cluster, job), patience_seconds=PATIENCE_SECONDS)
-    wait_until(
-        lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
-    )
+    wait_until(lambda: is_back(cluster, job), seconds=PATIENCE_SECONDS)
+    wait_until(lambda: state(cluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), seconds=PATIENCE_SECONDS)
     assert state(cluster, job) == "COMPLETED", log(run)
     first, second = (e["step"] for e in read_events(run) if e["event"] == "started" and e["stage"] == "finetune")
     assert first == 0 and second >= STOPPED_AT
@@ -119,9 +114,9 @@ def test_a_job_that_must_go_saves_comes_back_and_ends_with_the_same_weights(
 def test_a_cancelled_job_saves_and_stays_away(devcluster: Devcluster, small_world: World, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     job = submit(devcluster, run, small_world.config, *LONG)
-    wait_until(lambda: num_steps(run) >= STOPPED_AT, seconds_between=0.05, patience_seconds=PATIENCE_SECONDS)
+    wait_until(lambda: num_steps(run) >= STOPPED_AT, every=0.05, seconds=PATIENCE_SECONDS)
     devcluster.slurm("scancel", job)
-    wait_until(lambda: state(devcluster, job) == "CANCELLED", patience_seconds=PATIENCE_SECONDS)
+    wait_until(lambda: state(devcluster, job) == "CANCELLED", seconds=PATIENCE_SECONDS)
     assert field(devcluster, job, "Restarts") == "0"
     newest = newest_checkpoint(run)
     assert newest is not None and read_commit(newest)["step"] >= STOPPED_AT and not read_commit(newest)["final"]
@@ -148,9 +143,7 @@ def test_a_stage_runs_by_hand_inside_an_allocation(
     wrapped = " ".join(["srun", *launcher, "-m", "wiseft_dist", "finetune", str(tmp_path / "run")])
     output = f"--output={tmp_path / 'run.log'}"
     job = devcluster.slurm("sbatch", "--parsable", "-n", "2", "-N", "1", output, "--wrap", wrapped).strip()
-    wait_until(
-        lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), patience_seconds=PATIENCE_SECONDS
-    )
+    wait_until(lambda: state(devcluster, job) not in ("PENDING", "RUNNING", "COMPLETING"), seconds=PATIENCE_SECONDS)
     run = Run(tmp_path / "run")
     assert read_commit(run.finished_checkpoint())["world_size"] == 2
 

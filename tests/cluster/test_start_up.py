@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tiny_run import make_world
+from waiting import wait_until
 
 from wiseft_dist import claims
 from wiseft_dist.claims import StageTakenError, claim_file
@@ -37,7 +36,6 @@ SETTINGS = (
     "launch.finetune.mem_gb=0.1",
     "launch.preflight.min_free_disk_gb=0",
 )
-PATIENCE_SECONDS = 300
 
 
 def test_two_runs_start_side_by_side_on_two_nodes_and_nobody_begins_what_one_works_on(
@@ -79,10 +77,3 @@ def as_seen_from_another_machine(run: Run) -> None:
 
 def steps(run: Run) -> int:
     return sum(event["event"] == "metrics" for event in read_events(run))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
-        time.sleep(0.5)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tiny_run import World, make_world, wiseft
+from waiting import wait_until
 
 from wiseft_dist.config import RunConfig, load_config
 from wiseft_dist.data.stage import index
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slurm
 
-PATIENCE_SECONDS = 240
 UNKNOWN_ID = "9999999"
 NAMES = ("finetune", "merge", "evaluate/1-of-3", "evaluate/2-of-3", "evaluate/3-of-3", "report")
 
@@ -76,13 +75,6 @@ def indexed_run(world: World, output: Path) -> Run:
     index(config, run)
     run.jobs.mkdir()
     return run
-
-
-def wait_until(condition: Callable[[], object], *, seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.2)
 
 
 def job(status: RunStatus, name: str) -> JobStatus:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from tiny_run import World, wiseft
+from waiting import wait_until
 
 from wiseft_dist.launch.ledger import read_ledger
 from wiseft_dist.pipeline import remaining
@@ -109,14 +108,7 @@ def test_runs_that_are_further_along_have_arrays_of_their_own(
     assert re.search(r"report: epochs=2 submitted as \d+\n", done.stderr)
     assert re.search(r"finetune: epochs=3 submitted as \d+\n", done.stderr)
     soup = Run(tmp_path / "soup")
-    wait_until(lambda: remaining(soup.load_config(), soup) == [])
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: remaining(soup.load_config(), soup) == [], every=0.5)
 
 
 def end(devcluster: Devcluster, runs: list[Run]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from file_server import WithRanges, serve
+from waiting import wait_until
 
 from wiseft_dist import storage
 from wiseft_dist.config import DataConfig
@@ -95,13 +96,6 @@ def files(cache: ShardCache) -> set[str]:
     return {path.name for path in cache.folder.iterdir()} - {".lock"}
 
 
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 READ = "with cache.open(stored) as file: print(len(file.read()))"
 
 
@@ -143,7 +137,7 @@ def test_a_process_killed_while_it_fetches_leaves_nothing_that_is_taken_for_a_sh
     with counting(source, pause=3) as (url, asked):
         stored = stat(f"{url}/0.tar")
         victim = process(cache, stored, READ)
-        wait_for(lambda: asked and any(".partial" in name for name in files(cache)))
+        wait_until(lambda: asked and any(".partial" in name for name in files(cache)), every=0.01)
         victim.kill()
         victim.communicate()
         assert not cache.path(stored).exists()
@@ -205,7 +199,7 @@ def test_shards_that_others_are_fetching_count_towards_the_limit(source: Path, t
     second = make_shard(source, "1.tar")
     with counting(source, pause=2) as (url, asked):
         fetching = process(cache, stat(f"{url}/0.tar"), READ)
-        wait_for(lambda: asked)
+        wait_until(lambda: asked, every=0.01)
         assert read(cache, second) == (source / "1.tar").read_bytes()
         assert not cache.path(second).exists()
         assert "no room" in caplog.text
@@ -304,7 +298,7 @@ def test_a_shard_fetched_ahead_is_there_when_it_is_opened(source: Path, cache: S
         stored = stat(f"{url}/0.tar")
         cache.prefetch(replace(stored, url=f"{url}/missing.tar"))
         cache.prefetch(stored)
-        wait_for(cache.path(stored).exists)
+        wait_until(cache.path(stored).exists, every=0.01)
         asked.clear()
         assert read(cache, stored) == (source / "0.tar").read_bytes()
         assert asked == []
@@ -315,7 +309,7 @@ def test_a_shard_fetched_ahead_is_there_when_it_is_opened(source: Path, cache: S
 def test_a_cache_that_has_fetched_ahead_goes_to_other_processes(source: Path, cache: ShardCache):
     stored, other = make_shard(source), make_shard(source, "1.tar")
     cache.prefetch(stored)
-    wait_for(cache.path(stored).exists)
+    wait_until(cache.path(stored).exists, every=0.01)
     copy = pickle.loads(pickle.dumps(cache))
     assert copy == cache
     assert read(copy, stored) == (source / "0.tar").read_bytes()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from waiting import wait_until
 
 DEVCLUSTER = Path(__file__).parents[2] / "slurm" / "devcluster"
 SLURMD_TIMEOUT = 6
 """Seconds without an answer after which Slurm counts a node as down."""
-PATIENCE_SECONDS = 200.0
 SLURM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
 
@@ -73,11 +72,9 @@ def fault_cluster() -> Iterator[FaultCluster]:
     """Start one; taken down in any case, with whatever still runs on it."""
     with tempfile.TemporaryDirectory(prefix="faults-", dir="/tmp") as folder:
         cluster = FaultCluster(Path(folder) / "c")
-        # Nodes are soon missed. Jobs of two clusters have different ids: their ports come from those.
-        settings = {"SlurmdTimeout": SLURMD_TIMEOUT, "FirstJobId": random.randrange(1000, 60_000)}
-        options = [option for name, value in settings.items() for option in ("--set", f"{name}={value}")]
+        soon = ("--set", f"SlurmdTimeout={SLURMD_TIMEOUT}")
         try:
-            _devcluster("up", "--nodes", "4", "--preempt", *options, "--dir", str(cluster.directory))
+            _devcluster("up", "--nodes", "4", "--preempt", *soon, "--dir", str(cluster.directory))
             yield cluster
         finally:
             _devcluster("down", "--dir", str(cluster.directory))
@@ -86,13 +83,6 @@ def fault_cluster() -> Iterator[FaultCluster]:
 def _devcluster(*arguments: str) -> None:
     done = subprocess.run([sys.executable, str(DEVCLUSTER), *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = PATIENCE_SECONDS, every: float = 0.1) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(every)
 
 
 def has_slurm() -> bool:

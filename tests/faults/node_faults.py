@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from fault_cluster import wait_until
 from job_processes import send_all
 from scene import Scene
+from waiting import wait_until
 
 GRACE_SECONDS = 30
 

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from commands import Command, Said, brake_environment
-from fault_cluster import FaultCluster, wait_until
+from fault_cluster import FaultCluster
 from fault_proxy import FaultProxy
 from fault_world import NUM_RANKS
 from job_processes import JobProcess, tasks_of
 from tiny_run import World
 from verdict import Stamp, committed_files
+from waiting import wait_until
 
 from wiseft_dist.run import Run
 
@@ -39,7 +40,7 @@ class Scene:
     command: Command | None = None
     damaged: Path | None = None
     """What was committed and is not whole any more."""
-    store: FaultProxy = None  # type: ignore[assignment]
+    store: FaultProxy | None = None
     """Where the run's data lie, if not on disk."""
     cleaning: ExitStack = field(default_factory=ExitStack)
     """What is undone at the end."""

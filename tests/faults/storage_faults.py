@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import Command
-from fault_cluster import wait_until
 from fault_proxy import FaultProxy
 from fault_world import begin_at
 from file_server import serve
 from safetensors.torch import save_file
 from scene import Scene
+from waiting import wait_until
 
 from wiseft_dist.run import newest_checkpoint
 from wiseft_dist.weights.sources import open_weights
@@ -79,23 +79,25 @@ def _merge_with(scene: Scene, other: str) -> None:
 
 
 def refuse_for_a_while(scene: Scene) -> None:
-    _refuse(scene)
+    store = _refusing(scene)
     scene.go_on()
-    wait_until(lambda: scene.store.num_faults >= NUM_REFUSED, every=0.02)
-    scene.store.faults_left = 0
+    wait_until(lambda: store.num_faults >= NUM_REFUSED, every=0.02)
+    store.faults_left = 0
 
 
 def refuse_for_too_long(scene: Scene) -> None:
     """Until the job has given up."""
-    _refuse(scene)
+    store = _refusing(scene)
     scene.go_on()
     assert scene.command is not None
     scene.command.end()
-    scene.store.faults_left = 0
+    store.faults_left = 0
 
 
-def _refuse(scene: Scene) -> None:
+def _refusing(scene: Scene) -> FaultProxy:
+    assert scene.store is not None
     scene.store.faults_left = MANY
+    return scene.store
 
 
 def delete_a_shard(scene: Scene) -> None:

@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import psutil
 import pytest
 from tiny_run import command, wiseft
+from waiting import wait_until
 
 from wiseft_dist import status_command
 from wiseft_dist.commits import read_commit
@@ -22,13 +22,6 @@ from wiseft_dist.tracking import read_events
 
 PATIENCE_SECONDS = 240
 LONG = ("finetune.epochs=100000", "finetune.log_every=1", "finetune.checkpoint.every_minutes=null")
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {PATIENCE_SECONDS} s"
-        time.sleep(0.1)
 
 
 def family(pid: int) -> list[psutil.Process]:

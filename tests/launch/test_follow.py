@@ -25,20 +25,12 @@ from wiseft_dist.slurm import JobState
 
 
 @pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Writes a program that stands in for one of Slurm's."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-
-    def write(name, script):
-        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    write("srun", "exit 1")
-    write("squeue", "exit 0")
-    write("scontrol", "exit 1")
-    return write
+def program(program):
+    """At first Slurm knows of nothing."""
+    program("srun", "exit 1")
+    program("squeue", "exit 0")
+    program("scontrol", "exit 1")
+    return program
 
 
 def on_slurm(run):

@@ -21,18 +21,6 @@ from wiseft_dist.slurm import job_states
 Program = Callable[[str, str], None]
 
 
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Puts a shell script in front of PATH."""
-
-    def write(name: str, script: str) -> None:
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return write
-
-
 @pytest.mark.parametrize(
     ("words", "outcome"),
     [

@@ -6,7 +6,7 @@ import fcntl
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -112,20 +112,6 @@ def test_a_launch_into_the_background_lets_go_of_the_lock_first(copied, monkeypa
     start(with_settings(copied, "evaluate.batch_size=3"), detach=True)
     assert len(taken) == 1
     assert "batch_size: 3" in taken[0]
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Writes a program that stands in for one of Slurm's."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-
-    def write(name: str, script: str) -> None:
-        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    return write
 
 
 def running(job_id: str) -> str:

@@ -16,22 +16,14 @@ GRID = ("finetune.optimizer.lr=0.003,0.001", "launch.executor=slurm")
 
 
 @pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Writes a program that stands in for one of Slurm's; at first there is a cluster with nothing to do."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-
-    def write(name: str, script: str) -> None:
-        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    write("scontrol", "echo 'PartitionName=dev Default=YES MaxTime=UNLIMITED State=UP TotalNodes=4'")
-    write("sinfo", "echo '(null)|2|8000|(null)'")
-    write("squeue", "exit 0")
-    write("srun", "exit 1")
-    write("sbatch", f"touch {tmp_path}/submitted; exit 1")
-    return write
+def program(program: Callable[[str, str], None], tmp_path: Path) -> Callable[[str, str], None]:
+    """At first there is a cluster with nothing to do."""
+    program("scontrol", "echo 'PartitionName=dev Default=YES MaxTime=UNLIMITED State=UP TotalNodes=4'")
+    program("sinfo", "echo '(null)|2|8000|(null)'")
+    program("squeue", "exit 0")
+    program("srun", "exit 1")
+    program("sbatch", f"touch {tmp_path}/submitted; exit 1")
+    return program
 
 
 def asked(world: World, folder: Path, *settings: str) -> Asked:
