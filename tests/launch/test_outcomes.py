@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import pytest
+import torch
 
+from wiseft_dist.config import load_config
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.endings import ended_without_result, last_lines
 from wiseft_dist.launch.ledger import Entry, log_file, read_ledger, record
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of, why_it_waits
-from wiseft_dist.run import Run
+from wiseft_dist.run import Run, identity
 from wiseft_dist.slurm import JobState, cancel_jobs, job_states, parse_accounting, parse_minutes, parse_queue
 
 QUEUE = """\
@@ -108,8 +109,41 @@ def test_memory_that_a_process_or_the_node_lacked_is_told_apart_from_other_failu
     failed = JobState("1", "FAILED", "NonZeroExitCode", exit_code=1)
     killed = "slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed."
     assert outcome_of(failed, has_result=False, failure=None, log=killed) is Outcome.out_of_memory
-    assert outcome_of(failed, has_result=False, failure={"kind": "OutOfMemoryError"}) is Outcome.out_of_memory
+    assert outcome_of(failed, has_result=False, failure={"kind": "MemoryError"}) is Outcome.out_of_memory
     assert outcome_of(failed, has_result=False, failure={"kind": "ValueError"}) is Outcome.failed
+
+
+ALLOCATOR = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"kind": type(torch.OutOfMemoryError(ALLOCATOR)).__name__, "error": ALLOCATOR},
+        {"kind": "RunError", "error": f"step 7: {ALLOCATOR}"},
+        {"kind": "AcceleratorError", "error": "CUDA error: out of memory"},
+    ],
+)
+def test_a_gpu_s_memory_is_told_apart_from_the_host_s_and_has_cures_of_its_own(failure):
+    failed = JobState("7", "FAILED", "NonZeroExitCode", exit_code=1)
+    outcome = outcome_of(failed, has_result=False, failure=failure)
+    assert outcome is Outcome.out_of_gpu_memory
+    said = explain(outcome, "finetune", failed, failure)
+    assert said.startswith("finetune (job 7) ran out of GPU memory: lower finetune.micro_batch_size, set ")
+    assert said.endswith(f"(none of them needs a new output), then run again. Its last words: {failure['error']}")
+    assert "lower evaluate.batch_size, then run again." in explain(outcome, "evaluate/1-of-3", failed)
+    assert "give launch.merge GPUs with more of it, then run again." in explain(outcome, "merge", failed)
+
+
+def test_the_cures_for_a_gpu_s_memory_may_change_in_a_run_that_has_begun(world):
+    base = identity(load_config(world.config))
+    cures = ["finetune.micro_batch_size=1", "finetune.activation_checkpointing=true", "finetune.zero_stage=3"]
+    assert identity(load_config(world.config, cures)) == base
+
+
+def test_a_forgotten_job_whose_log_ends_with_a_gpu_s_lack_of_memory():
+    log = f"step 7 of 9\ntorch.OutOfMemoryError: {ALLOCATOR}\nSubmitted job triggered an exception\n"
+    assert outcome_of(None, has_result=False, failure=None, log=log) is Outcome.out_of_gpu_memory
 
 
 @pytest.mark.parametrize(
@@ -217,19 +251,6 @@ def test_a_ledger_that_is_none_is_an_empty_one(tmp_path):
     for text in ("", "[]", '{"finetune": "17"}', '{"jobs": [{"name": 1}, 2]}'):
         (run.jobs / "submitted.json").write_text(text)
         assert read_ledger(run) == {}
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """Puts a shell script into PATH under the name of one of Slurm's commands."""
-
-    def write(name: str, script: str) -> None:
-        file = tmp_path / name
-        file.write_text(f"#!/bin/sh\n{script}\n")
-        file.chmod(file.stat().st_mode | stat.S_IXUSR)
-
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return write
 
 
 def test_a_controller_that_is_busy_is_asked_again(program, tmp_path):

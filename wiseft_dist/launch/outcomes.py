@@ -19,6 +19,8 @@ class Outcome(StrEnum):
     failed = "failed"
     timed_out = "timed_out"
     out_of_memory = "out_of_memory"
+    """The host's."""
+    out_of_gpu_memory = "out_of_gpu_memory"
     node_failed = "node_failed"
     preempted = "preempted"
     cancelled = "cancelled"
@@ -44,7 +46,8 @@ NEVER_SATISFIED = "DependencyNeverSatisfied"
 UNDER_WAY = (Outcome.waiting, Outcome.running)
 OUT_OF_HOST_MEMORY = ("oom-kill", "oom_kill", "Out Of Memory", "xceeded job memory limit", "xceeded memory limit")
 """What slurmstepd writes into a job's log where Slurm calls the job itself only failed."""
-OUT_OF_GPU_MEMORY = ("OutOfMemoryError", "CUDA out of memory")
+OUT_OF_GPU_MEMORY = ("CUDA out of memory", "HIP out of memory", "CUDA error: out of memory")
+"""What PyTorch says, in its allocator's words and in the driver's."""
 WORDS_OF_SLURM = (
     ("DUE TO TIME LIMIT", Outcome.timed_out),
     ("DUE TO PREEMPTION", Outcome.preempted),
@@ -123,7 +126,8 @@ def explain(
     if outcome is Outcome.failed:
         return f"{job} failed{_exit(state)}." + words
     sentence = SENTENCES.get(outcome, "is {outcome}.")
-    return f"{job} " + sentence.format(outcome=outcome, stage=stage, **_facts(state)) + words
+    cure = GPU_MEMORY_CURES.get(stage, f"give launch.{stage} GPUs with more of it")
+    return f"{job} " + sentence.format(outcome=outcome, stage=stage, cure=cure, **_facts(state)) + words
 
 
 def why_it_waits(state: JobState, stage: str) -> str:
@@ -138,6 +142,7 @@ SENTENCES = {
     Outcome.timed_out: "ran into its time limit{limit} and did not come back: "
     "raise launch.{stage}.timeout_minutes, or run again to go on from what is committed.",
     Outcome.out_of_memory: "ran out of memory: raise launch.{stage}.mem_gb, or lower the batch size or data.workers.",
+    Outcome.out_of_gpu_memory: "ran out of GPU memory: {cure}, then run again.",
     Outcome.node_failed: "lost a node{nodes}: run again to go on from what is committed; "
     "if it is the same node each time, tell whoever runs the cluster.",
     Outcome.preempted: "was preempted{nodes} and not put into the queue again: run again to go on from what is "
@@ -146,12 +151,18 @@ SENTENCES = {
     Outcome.blocked: "can never start, because a job that it waits for did not end well: "
     "see to that one, then run again.",
 }
+GPU_MEMORY_CURES = {
+    "finetune": "lower finetune.micro_batch_size, set finetune.activation_checkpointing or raise finetune.zero_stage "
+    "(none of them needs a new output)",
+    "evaluate": "lower evaluate.batch_size",
+}
 
 
 def _of_its_log(log: str) -> Outcome:
     """The end of a job that nobody knows any more and that said nothing itself; what stands last in the log counts."""
     found = {log.rfind(words): outcome for words, outcome in WORDS_OF_SLURM if words in log}
     found |= {log.rfind(words): Outcome.out_of_memory for words in OUT_OF_HOST_MEMORY if words in log}
+    found |= {log.rfind(words): Outcome.out_of_gpu_memory for words in OUT_OF_GPU_MEMORY if words in log}
     if found:
         return found[max(found)]
     return Outcome.failed if WENT_WRONG in log[max(0, log.rfind(WENT_WELL)) :] else Outcome.forgotten
@@ -159,10 +170,12 @@ def _of_its_log(log: str) -> Outcome:
 
 def _in_its_own_words(failure: Mapping[str, Any] | None, log: str) -> Outcome:
     """A failure, or what is behind it: somebody's interrupt, or the lack of memory."""
-    kind = str((failure or {}).get("kind", ""))
+    kind, error = (str((failure or {}).get(field, "")) for field in ("kind", "error"))
     if kind in INTERRUPTS:
         return Outcome.cancelled
-    is_memory = kind in ("OutOfMemoryError", "MemoryError") or any(words in log for words in OUT_OF_HOST_MEMORY)
+    if kind == "OutOfMemoryError" or any(words in error for words in OUT_OF_GPU_MEMORY):  # torch's name for a GPU's
+        return Outcome.out_of_gpu_memory
+    is_memory = kind == "MemoryError" or any(words in log for words in OUT_OF_HOST_MEMORY)
     return Outcome.out_of_memory if is_memory else Outcome.failed
 
 

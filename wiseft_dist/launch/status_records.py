@@ -13,7 +13,7 @@ NOT_STARTED = "not_started"
 UNKNOWN = "unknown"
 """The state of a job about which Slurm cannot be asked now."""
 UNUSUAL = (
-    *(Outcome.failed, Outcome.timed_out, Outcome.out_of_memory, Outcome.node_failed),
+    *(Outcome.failed, Outcome.timed_out, Outcome.out_of_memory, Outcome.out_of_gpu_memory, Outcome.node_failed),
     *(Outcome.preempted, Outcome.cancelled, Outcome.blocked, Outcome.forgotten),
 )
 """Ends that somebody should hear of."""
