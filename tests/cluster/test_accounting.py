@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from waiting import wait_until
 
+from wiseft_dist.config import Resources
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
+from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.slurm import JobState, has_accounting, job_states
 
 if TYPE_CHECKING:
@@ -44,6 +47,28 @@ def test_a_job_that_slurm_killed_for_its_memory_ran_out_of_memory(
     state = await_state(job, "FAILED", "OUT_OF_MEMORY")
     wait_until(lambda: "memory limit" in log.read_text())
     assert outcome_of(state, has_result=False, failure=None, log=log.read_text()) is Outcome.out_of_memory
+
+
+def test_a_qos_or_account_that_is_not_ours_is_known_before_anything_is_submitted(
+    second_devcluster: Devcluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, me = second_devcluster, getpass.getuser()
+    cluster.up("--nodes", "1", "--accounting", "--set", "AccountingStorageEnforce=associations,limits,qos")
+    monkeypatch.setenv("SLURM_CONF", str(cluster.slurm_conf))
+    for words in ("user name={me} account=root", "qos name=theirs", "qos name=short MaxWall=10 Flags=DenyOnLimit"):
+        with contextlib.suppress(AssertionError):  # root is a user already
+            cluster.slurm("sacctmgr", "--immediate", "create", *words.format(me=me).split())
+    cluster.slurm("sacctmgr", "--immediate", "modify", "user", me, "set", "qos+=short")
+
+    def said(**settings: Any) -> str:
+        return " ".join(f"{found.level}: {found.text}" for found in site_findings({"merge": Resources(**settings)}))
+
+    wait_until(lambda: said(qos="short", timeout_minutes=10) == "")  # the controller has heard of it
+    assert said(qos="theirs") == "error: launch.merge: sbatch says: Invalid qos specification."
+    assert said(account="theirs").startswith("error: launch.merge: sbatch says: Invalid account or account/partition")
+    assert said(qos="short", timeout_minutes=11).startswith(
+        "warning: launch.merge: sbatch says: Job violates accounting/QOS policy"
+    )
 
 
 @pytest.mark.matrix

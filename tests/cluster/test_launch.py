@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tiny_run import World
@@ -133,6 +133,24 @@ def test_a_plan_knows_what_slurm_would_find_out_only_when_a_jobs_turn_comes(gpu_
     assert errors(Resources(constraint="a100|h100")) == [
         "launch.evaluate.constraint names a100, h100, and no node of dev has that."
     ]
+
+
+def test_a_plan_asks_sbatch_itself_about_what_only_slurm_knows(gpu_cluster: Devcluster) -> None:
+    def said(**settings: Any) -> list[tuple[str, str]]:
+        found = site_findings({"report": Resources(**settings)})
+        return [(finding.level, finding.text) for finding in found]
+
+    assert said(qos="none", extra={"nice": 10}, gpus_per_node=2, tasks_per_node=2, gpu_isolation=True) == []
+    misspelt = said(extra={"reservatoin": "x"})
+    assert misspelt == [("error", "launch.report: sbatch says: unrecognized option '--reservatoin=x'.")]
+    no_licence = said(extra={"licenses": "matlab"})
+    assert no_licence == [("error", "launch.report: sbatch says: Invalid license specification.")]
+    nobody = said(extra={"nodelist": "nobody"})
+    assert nobody == [("error", "launch.report: sbatch says: Invalid node name specified.")]
+    assert gpu_cluster.slurm("squeue", "--noheader") == ""
+    gpu_cluster.slurm("scontrol", "update", "NodeName=ALL", "State=DRAIN", "Reason=test")
+    assert said() == []  # a job may wait for that
+    gpu_cluster.slurm("scontrol", "update", "NodeName=ALL", "State=RESUME")
 
 
 def test_a_plan_says_that_srun_here_starts_no_containers(gpu_cluster: Devcluster) -> None:

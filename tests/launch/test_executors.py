@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from wiseft_dist.config import Resources, RunConfig
 from wiseft_dist.errors import RunError
 from wiseft_dist.launch.container_checks import unseen_in_containers
 from wiseft_dist.launch.executors import _clean_environment, submitting
-from wiseft_dist.launch.sbatch import job_python, slurm_parameters
+from wiseft_dist.launch.sbatch import job_python, sbatch_options, slurm_parameters
 
 PLAIN = Resources()
 GPUS = Resources(tasks_per_node=4, gpus_per_node=4, cpus_per_task=8)
@@ -48,6 +49,19 @@ def test_every_setting_becomes_its_option() -> None:
         *("signal=USR2@90", "partition=gpu", "account=me", "qos=long", "constraint='a100|h100'", "exclusive"),
         *("nice=10", "requeue", "job-name=run-finetune", "wckey=submitit", "open-mode=append"),
         "output=/run/jobs/%j_0_log.out",
+    }
+
+
+def test_sbatch_is_asked_beforehand_for_what_it_is_told_later() -> None:
+    resources = GPUS.model_copy(
+        update={"mem_gb": 1.5, "constraint": "a100|h100", "extra": {"exclusive": "", "nice": 10}}
+    )
+    told = {shlex.split(line)[1] for line in script(resources, dependency="afterok:1") if line.startswith("#SBATCH")}
+    asked = set(sbatch_options(resources))
+    assert asked - told == {"--job-name=wiseft"}
+    assert {option.partition("=")[0] for option in told - asked} == {
+        *("--job-name", "--output", "--open-mode", "--wckey", "--signal"),
+        *("--dependency", "--kill-on-invalid-dep"),
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +20,11 @@ from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.launch.job import StageJob
 from wiseft_dist.launch.ledger import Entry, record
 from wiseft_dist.launch.processes import end_processes, signals_held
-from wiseft_dist.launch.sbatch import job_python, slurm_parameters
+from wiseft_dist.launch.sbatch import job_python, sbatch_options, slurm_parameters
 from wiseft_dist.launch.snapshot import snapshot
 from wiseft_dist.pipeline import Job
 from wiseft_dist.run import Run
-from wiseft_dist.slurm import max_array_size
+from wiseft_dist.slurm import COMMAND_SECONDS, max_array_size
 
 MAX_REQUEUES = 1_000_000
 """Submitit's own limit, which counts time limits whatever was done in between; ours counts those without progress."""
@@ -180,6 +182,18 @@ def slurm_executor(
         **slurm_parameters(name, resources, dependency=dependency, code=code, run_folders=run_folders)
     )
     return executor
+
+
+def refusal(resources: Resources) -> str:
+    """Why sbatch would not take a job as it stands today, in Slurm's words; nothing if it would, or does not answer."""
+    command = ["sbatch", "--test-only", "--wrap=true", *sbatch_options(resources)]
+    try:
+        with _clean_environment():
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    words = _last_line(done.stderr)
+    return re.sub(r"^(sbatch: |error: |allocation failure: )+", "", words) if done.returncode else ""
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from wiseft_dist.config import Resources
 
 REQUEUE_FILE = "WISEFT_REQUEUE_FILE"
 """The variable that says where a job in a container leaves word that it wants to be requeued."""
+WORDS_OF_SUBMITIT = ("setup", "teardown", "srun_args", "signal_delay_s", "array_parallelism", "stderr_to_stdout")
+"""Parameters of its executor that are no options of sbatch."""
 
 
 def slurm_parameters(
@@ -51,6 +53,15 @@ def slurm_parameters(
         "additional_parameters": _further_options(resources, dependency),
     }
     return {name: value for name, value in parameters.items() if value is not None}
+
+
+def sbatch_options(resources: Resources) -> list[str]:
+    """What a job asks for, in words for sbatch itself."""
+    parameters = slurm_parameters("wiseft", resources)
+    options = {name: value for name, value in parameters.items() if name not in WORDS_OF_SUBMITIT}
+    options |= options.pop("additional_parameters")
+    flags = ((name.replace("_", "-"), value) for name, value in options.items())
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags]
 
 
 def job_python(resources: Resources, *, code: Path | None = None, run_folders: Sequence[Path] = ()) -> str | None:

@@ -14,8 +14,13 @@ from dataclasses import dataclass, replace
 from wiseft_dist.config import Resources
 from wiseft_dist.errors import RunError, UserError
 from wiseft_dist.findings import Finding, Level, only
+from wiseft_dist.launch.executors import refusal
 from wiseft_dist.slurm import ask, has_accounting, num_gpus, parse_minutes
 
+FOR_GOOD = re.compile(r"\b(invalid|unrecognized|unknown|ambiguous|not permitted)\b", re.IGNORECASE)
+"""What sbatch calls a request that no waiting mends: an account, a qos, a licence, an option that it does not have."""
+FOR_NOW = re.compile(r"not available|down, drained|busy|contact|timed out|connect|communication", re.IGNORECASE)
+"""Its words where nodes are drained or its controller is away: it would take the job all the same, or later."""
 NODE_FORMAT = "%G|%c|%m|%f"
 """For sinfo: generic resources, CPUs, megabytes of memory, features."""
 
@@ -41,7 +46,8 @@ def site_findings(stages: Mapping[str, Resources]) -> list[Finding]:
         return [_finding("Slurm does not answer, so nothing is known of partitions and limits.")]
     found: list[Finding] = []
     for stage, resources in stages.items():
-        found += _of_stage(stage, resources, partitions)
+        own = list(_of_stage(stage, resources, partitions))
+        found += own if only(own, "error") else [*own, *_refused(stage, resources)]
     return [*found, *_accounts(stages), *_pyxis(stages)]
 
 
@@ -81,6 +87,13 @@ def _of_partition(stage: str, resources: Resources, name: str, fields: Mapping[s
         yield _finding(f"launch.{stage}.nodes is {resources.nodes}, and partition {name} has {num_nodes}.", "error")
     if nodes := _nodes(_answer("sinfo", "--noheader", "--exact", "--partition", name, f"--format={NODE_FORMAT}")):
         yield from (_finding(f"launch.{stage}.{text}", "error") for text in _of_nodes(resources, name, nodes))
+
+
+def _refused(stage: str, resources: Resources) -> Iterable[Finding]:
+    """What Slurm itself says of a job, as if it were submitted now and waited for nothing."""
+    words = refusal(resources)
+    if words and not FOR_NOW.search(words):
+        yield _finding(f"launch.{stage}: sbatch says: {words}.", "error" if FOR_GOOD.search(words) else "warning")
 
 
 @dataclass(frozen=True)
