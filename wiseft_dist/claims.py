@@ -70,20 +70,25 @@ def read_claim(file: Path) -> Claim | None:
         return None
 
 
+def open_claims(run: Run) -> dict[str, Claim]:
+    """The attempts whose first rank has not left, by the names of the jobs, such as ``evaluate/1-of-3``."""
+    files = sorted((run.jobs / "attempts").glob("*.json"))
+    claims = {"/".join(file.stem.split("-", 1)): read_claim(file) for file in files}
+    return {name: claim for name, claim in claims.items() if claim is not None and not claim.is_over}
+
+
 def at_work(run: Run) -> dict[str, Claim]:
     """Who is at work on this run's stages now, whoever started it: by the names of the jobs, such as ``finetune``.
 
     A process of this machine is looked for here, one of another machine's Slurm job at Slurm. Where Slurm does not
     answer, and of what was started on another machine without it, nothing can be told: it is left out.
     """
-    files = sorted((run.jobs / "attempts").glob("*.json"))
-    claims = {"/".join(file.stem.split("-", 1)): read_claim(file) for file in files}
-    open_ones = {name: claim for name, claim in claims.items() if claim is not None and not claim.is_over}
-    elsewhere = {claim.job_id for claim in open_ones.values() if claim.machine != machine() and claim.job_id}
+    claims = open_claims(run)
+    elsewhere = {claim.job_id for claim in claims.values() if claim.machine != machine() and claim.job_id}
     running = _running(sorted(elsewhere))
     return {
         name: claim
-        for name, claim in open_ones.items()
+        for name, claim in claims.items()
         if (_is_alive(claim) if claim.machine == machine() else claim.job_id in running)
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wiseft_dist.claims import read_claim
+from wiseft_dist.claims import open_claims
 from wiseft_dist.launch.ledger import Entry, read_ledger
 from wiseft_dist.run import Run
 
@@ -13,11 +13,8 @@ def known_jobs(run: Run) -> dict[str, Entry]:
     A stage that somebody started with `srun` or `sbatch` stands in no ledger, but its claim names Slurm's job.
     """
     jobs = read_ledger(run)
-    for file in sorted((run.jobs / "attempts").glob("*.json")):
-        name, claim = "/".join(file.stem.split("-", 1)), read_claim(file)
-        if claim is None or claim.is_over or not claim.job_id:
-            continue
+    for name, claim in open_claims(run).items():
         entry = jobs.get(name)
-        if entry is None or (entry.job_id != claim.job_id and entry.submitted < claim.since):
+        if claim.job_id and (entry is None or (entry.job_id != claim.job_id and entry.submitted < claim.since)):
             jobs[name] = Entry(name, claim.job_id, str(run.jobs / name.partition("/")[0]), "slurm", claim.since)
     return {entry.name: entry for entry in sorted(jobs.values(), key=lambda entry: entry.submitted)}
