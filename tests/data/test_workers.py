@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
-from wiseft_dist.data.workers import loaded
+from wiseft_dist.data.batch import Batch, Slot
+from wiseft_dist.data.workers import PixelRing, loaded
 from wiseft_dist.errors import RunError
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -31,6 +35,9 @@ class Numbers(IterableDataset):
 if __name__ == "__main__":
     if "forkserver" in sys.argv:
         import obstore
+    if "group" in sys.argv:
+        import torch.distributed as dist
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     told = []
     for number in workers.STOP_SIGNALS:
         signal.signal(number, lambda number, _: told.append(number))
@@ -80,6 +87,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     [
         ("fork", signal.SIGTERM),
         ("forkserver", signal.SIGTERM),
+        pytest.param("group", signal.SIGTERM, marks=pytest.mark.matrix),
         pytest.param("fork", signal.SIGUSR2, marks=pytest.mark.matrix),
         pytest.param("forkserver", signal.SIGUSR2, marks=pytest.mark.matrix),
         pytest.param("fork", signal.SIGINT, marks=pytest.mark.matrix),
@@ -111,6 +119,47 @@ def test_a_worker_that_hangs_ends_with_a_parent_that_is_killed(start: Start, met
     assert process.stdout is not None and process.stdout.readline() == "reads\n"
     process.kill()
     process.communicate(timeout=60)  # until whoever holds the other end of its pipes is gone
+
+
+class Parents(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        yield os.getppid()
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """This process alone, in a group with itself."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def test_no_worker_is_forked_from_a_process_that_is_in_a_group() -> None:
+    assert set(loaded(Parents(), 2)) == {os.getpid()}
+    with group():
+        [server] = set(loaded(Parents(), 2))
+    assert server != os.getpid()
+
+
+class Painted(IterableDataset):
+    def __init__(self, ring: PixelRing) -> None:
+        self.ring = ring
+
+    def __iter__(self) -> Iterator[Slot | None]:
+        pixels, slot = self.ring.take(2)
+        pixels.fill_(7)
+        yield slot
+
+
+def test_the_memory_for_many_workers_goes_through_a_fork_server() -> None:
+    with group():
+        ring = PixelRing(100, capacity=3, size=4)
+        [slot] = loaded(Painted(ring), 1)
+    nothing = torch.zeros(0)
+    painted = ring.collect([Batch(nothing, nothing, ("a", "b"), np.arange(2), (), slot)]).images
+    assert painted.shape == (2, 4, 4, 3) and (painted == 7).all()
 
 
 class Torn(IterableDataset):

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import RandAugment
-from torchvision.transforms.functional import InterpolationMode
 
 from wiseft_dist.data.decode import Pixels
+
+if TYPE_CHECKING:
+    from torchvision.transforms import RandAugment  # torchvision takes as long to import as torch
 
 CROP_ASPECT = (3 / 4, 4 / 3)
 """Width over height of a random crop (Inception, arXiv 1409.4842)."""
@@ -69,6 +71,9 @@ def random_erase(pixels: Pixels, colour: Pixels, random: np.random.Generator) ->
 
 def rand_augment(*, ops: int, magnitude: int, fill: Pixels) -> RandAugment:
     """Torchvision's RandAugment (arXiv 1909.13719); what an operation moves in from outside has the colour ``fill``."""
+    from torchvision.transforms import RandAugment
+    from torchvision.transforms.functional import InterpolationMode
+
     colour = [float(channel) for channel in fill]
     return RandAugment(ops, magnitude, interpolation=InterpolationMode.NEAREST, fill=colour)
 

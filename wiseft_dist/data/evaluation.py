@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -27,6 +27,10 @@ class EvaluationTransform(Protocol):
     @property
     def size(self) -> int:
         """Height and width of the result."""
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """What a decoding process takes long to import before it can use it."""
 
     def __call__(self, data: bytes, out: np.ndarray) -> None:
         """Write uint8 ``[size, size, 3]`` to ``out``; ValueError if the picture does not decode."""
@@ -86,7 +90,7 @@ class EvaluationStream:
         seen = np.zeros(stop - start, dtype=np.int64)
         bad: list[BadSample] = []
         pieces = _LoadedPieces(self, start, stop, batch_size, ring)
-        for batch in (ring.collect([part]) for part in loaded(pieces, num_workers)):
+        for batch in (ring.collect([part]) for part in loaded(pieces, num_workers, modules=self.transform.modules)):
             np.add.at(seen, batch.positions - start, 1)
             for entry in batch.bad:
                 seen[entry.position - start] += 1

@@ -84,6 +84,11 @@ class EvaluationTransform:
         self._steps = None if fast else _open_clip_steps(preprocess)
         self._decode, self._resize = Decoder(), _Resize(preprocess.interpolation)
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What a decoding process takes long to import before it can use this."""
+        return () if self._steps is None else ("open_clip.transform",)
+
     def __call__(self, data: bytes, out: Pixels) -> None:
         """Decode, resize and crop ``data`` into ``out``, uint8 ``[size, size, 3]``.
 

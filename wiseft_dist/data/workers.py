@@ -15,6 +15,7 @@ from threading import Thread
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wiseft_dist import storage
@@ -26,18 +27,28 @@ PREFETCH = 4
 """Batches that each decoding process keeps ready."""
 LOOK_SECONDS = 1.0
 """Between two looks of such a process at whether its parent lives."""
+WORKER_MODULES = tuple(f"wiseft_dist.data.{name}" for name in ("stream", "evaluation", "transforms"))
+"""What every decoding process uses."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """What Slurm, or a terminal, sends to every process of a job: what to do about it is the reading process's business."""
 
 
-def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Iterator[Item]:
-    """The items of every worker in turn; a worker's error is raised here as it was there."""
+def loaded(
+    dataset: IterableDataset[Item | RunError], num_workers: int, *, modules: Sequence[str] = ()
+) -> Iterator[Item]:
+    """The items of every worker in turn; a worker's error is raised here as it was there.
+
+    Args:
+        dataset: What each worker iterates over.
+        num_workers: Decoding processes; 0 for none.
+        modules: What takes long to import and each worker needs: a fork server imports it once.
+    """
     loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=PREFETCH if num_workers else None,
-        multiprocessing_context=_context() if num_workers else None,
+        multiprocessing_context=_context(modules) if num_workers else None,
         worker_init_fn=_prepare_worker,
     )
     with _stop_signals_blocked():
@@ -51,11 +62,17 @@ def loaded(dataset: IterableDataset[Item | RunError], num_workers: int) -> Itera
         del items  # and the workers with it, however long somebody keeps the error and this frame
 
 
-def _context() -> BaseContext:
-    if storage.fork_is_safe():
+def _context(modules: Sequence[str] = ()) -> BaseContext:
+    """How processes are started: by fork where all threads of this one are Python's own, else by a fork server.
+
+    A store and a process group have threads of their own. Those of a store would be missing in the child. Those of a
+    group take part in Python's bookkeeping whenever they please, and a child that is forked at such a moment waits for
+    ever (https://github.com/python/cpython/issues/112275).
+    """
+    if storage.fork_is_safe() and not dist.is_initialized():
         return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["wiseft_dist.data.stream", "open_clip.transform"])
+    context.set_forkserver_preload([*WORKER_MODULES, *modules])
     with _stop_signals_blocked():
         resource_tracker.ensure_running()  # not later, with the server: it lets SIGTERM through again
     return context
@@ -73,6 +90,7 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 def _prepare_worker(worker: int) -> None:
     """A worker goes on delivering while its parent saves a checkpoint, however many processes were told to end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a fork server may be older than this module
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -115,10 +133,9 @@ class PixelRing:
 
     def __init__(self, num_workers: int, capacity: int, size: int) -> None:
         self._shape, self._turn = (capacity, size, size, 3), 0
-        self._slots: list[list[torch.Tensor]] = []
         if num_workers:
             context = _context()
-            self._slots = [[_shared_pixels(self._shape) for _ in range(PREFETCH + 2)] for _ in range(num_workers)]
+            self._slots = _shared_pixels((num_workers, PREFETCH + 2, *self._shape))  # one file descriptor for all
             self._free = [context.Semaphore(PREFETCH + 2) for _ in range(num_workers)]
 
     def take(self, count: int) -> tuple[torch.Tensor, Slot | None]:
@@ -131,7 +148,7 @@ class PixelRing:
             return torch.empty((count, *self._shape[1:]), dtype=torch.uint8), None
         self._free[worker.id].acquire()
         slot = Slot(worker.id, self._turn, count)
-        self._turn = (self._turn + 1) % len(self._slots[worker.id])
+        self._turn = (self._turn + 1) % (PREFETCH + 2)
         return self._view(slot), slot
 
     def collect(self, batches: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
@@ -144,7 +161,7 @@ class PixelRing:
         return collected
 
     def _view(self, slot: Slot) -> torch.Tensor:
-        return self._slots[slot.worker][slot.turn][: slot.num_images]
+        return self._slots[slot.worker, slot.turn, : slot.num_images]
 
 
 def _shared_pixels(shape: tuple[int, ...]) -> torch.Tensor:
