@@ -8,6 +8,9 @@ from collections.abc import Callable
 PATIENCE_SECONDS = 300.0
 """Long enough for a busy machine: a test that ends here has found that nothing comes."""
 
+REVOKED_SECONDS = 2.0
+"""Within the second in which a job was requeued, slurmd takes its new start for the old one, and the job is over."""
+
 
 def wait_until(
     condition: Callable[[], object],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import TYPE_CHECKING
+
+from waiting import REVOKED_SECONDS
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Devcluster
@@ -11,7 +14,8 @@ if TYPE_CHECKING:
 
 def start_now(cluster: Devcluster, job: str) -> None:
     """Let a requeued job start, instead of after Slurm's two minutes."""
-    if state(cluster, job) == "PENDING":
+    if state(cluster, job) == "PENDING" and field(cluster, job, "Reason") == "BeginTime":
+        time.sleep(REVOKED_SECONDS)
         command = ["scontrol", "update", f"jobid={job}", "StartTime=now"]
         subprocess.run(command, check=False, capture_output=True, timeout=60)
 

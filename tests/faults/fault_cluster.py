@@ -8,15 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from waiting import wait_until
+from waiting import REVOKED_SECONDS, wait_until
 
 DEVCLUSTER = Path(__file__).parents[2] / "slurm" / "devcluster"
 SLURMD_TIMEOUT = 6
 """Seconds without an answer after which Slurm counts a node as down."""
+WAITS = ("PENDING", "BeginTime")
+"""What squeue says of a job that comes back."""
 SLURM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
 
 
@@ -51,9 +54,11 @@ class FaultCluster:
     def start_requeued_now(self) -> None:
         """Slurm lets a requeued job wait for some time; a test need not."""
         with contextlib.suppress(AssertionError):  # a job may have started or ended meanwhile
-            for job, (_, state, reason) in self.jobs().items():
-                if state == "PENDING" and reason == "BeginTime":
-                    self.slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+            waiting = [job for job, (_, state, reason) in self.jobs().items() if (state, reason) == WAITS]
+            if waiting:
+                time.sleep(REVOKED_SECONDS)
+            for job in waiting:
+                self.slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def kill_slurmd(self, node: str) -> None:
         """The tasks on the node live on."""
