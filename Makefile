@@ -33,7 +33,7 @@ test-merge-kills: venv  ## a merge killed at 50 random moments
 test-matrix: venv  ## more variants of what `make test` shows: recipes, signals on Slurm, ranks and stages
 	WISEFT_MATRIX=1 $(BIN)/python -m pytest -m matrix --ignore=tests/faults
 
-test-cluster: venv  ## everything on a real Slurm, the whole matrix of faults among it: three quarters of an hour; its table goes to build/
+test-cluster: venv  ## everything on a real Slurm, the whole matrix of faults among it: over an hour; its table goes to build/
 	mkdir -p build
 	WISEFT_MATRIX=1 WISEFT_FAULT_TABLE=build/faults.md $(BIN)/python -m pytest tests/cluster tests/faults
 
