@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -16,7 +17,12 @@ from swift_store import SwiftStore, need_swift, running_swift
 from tiny_run import World, make_world, wiseft
 
 from wiseft_dist.config import RunConfig
+from wiseft_dist.data.workers import WORKER_MODULES
 from wiseft_dist.run import Run
+
+# Of all tests that share a process the first one starts the fork server: without these, every decoding process that is
+# started in a later one imports torch by itself.
+multiprocessing.set_forkserver_preload(list(WORKER_MODULES))
 
 hypothesis.settings.register_profile("same examples", derandomize=True)
 if "WISEFT_MATRIX" not in os.environ:  # make test-matrix draws others each time

@@ -93,7 +93,7 @@ FAULTS = (
     Fault(
         "a corrupted checkpoint", nodes.cancel, everywhere(MENDED),
         in_all("not the file that was committed", "step_", "Delete "),
-        afterwards=stores.corrupt_newest_checkpoint, mended=stores.delete_damaged, on_ci="evaluate",
+        afterwards=stores.corrupt_newest_checkpoint, mended=stores.delete_damaged,
     ),
     Fault(
         "a corrupted cell", nodes.cancel, {"evaluate": MENDED}, {"evaluate": ("part-", "is damaged", "delete it")},
