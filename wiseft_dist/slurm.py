@@ -1,4 +1,4 @@
-"""Asking Slurm, and telling it to cancel: every call of squeue, sacct, scontrol and scancel about jobs.
+"""Asking Slurm, and telling it to cancel: every call of squeue, sacct, scontrol, sinfo and scancel about jobs.
 
 One call answers for any number of jobs. Slurm forgets ended jobs (``MinJobAge``, five minutes by default); then only
 its accounting knows them, where there is any. Formats: the manual pages squeue(1) and sacct(1) of Slurm 22.05.
@@ -72,6 +72,8 @@ class JobState:
     """Seconds since 1970."""
     ended: float | None = None
     time_limit_minutes: float | None = None
+    last_ending: str = ""
+    """Slurm's word for the end of the attempt before this one: ``PREEMPTED``, ``NODE_FAIL``; only accounting tells."""
 
     @property
     def is_active(self) -> bool:
@@ -132,6 +134,26 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
     for bases in _batches(job_ids):
         named = [f"{base}_[{','.join(tasks[base])}]" if all(tasks[base]) else base for base in bases]
         ask(["scancel", "--quiet", *named])
+
+
+def last_endings(job_ids: Sequence[str]) -> dict[str, str]:
+    """Slurm's word for how the newest attempt of each job ended that did: ``PREEMPTED``, ``NODE_FAIL``, ``REQUEUED``.
+
+    Only accounting tells; jobs that it does not know, or does not know yet, are left out.
+    """
+    states = _accounted(job_ids, COMMAND_SECONDS).values()
+    endings = {state.job_id: state.last_ending if state.is_active else state.state for state in states}
+    return {job_id: ending for job_id, ending in endings.items() if ending}
+
+
+def silent_nodes(nodes: str) -> list[str]:
+    """Those of some nodes, which are given as Slurm writes them, that do not answer the controller; sorted.
+
+    Raises:
+        RunError: if sinfo does not answer.
+    """
+    command = ["sinfo", "--noheader", "--Node", "--dead", f"--nodes={nodes}", "--format=%N"]
+    return sorted(set(ask(command, patience_seconds=0.0).split()))
 
 
 def has_accounting(*, patience_seconds: float = PATIENCE_SECONDS, command_seconds: float = COMMAND_SECONDS) -> bool:
@@ -221,7 +243,9 @@ def parse_accounting(text: str) -> dict[str, JobState]:
         job_id, is_step, _ = fields["JobID"].partition(".")
         before = newest.get(job_id)
         if not is_step:
-            newest[job_id] = replace(_accounted_job(fields), restarts=0 if before is None else before.restarts + 1)
+            newest[job_id] = _accounted_job(fields)
+            if before is not None:
+                newest[job_id] = replace(newest[job_id], restarts=before.restarts + 1, last_ending=before.state)
         elif before is not None and before.state == "FAILED" and fields["State"].startswith("OUT_OF_ME"):
             newest[job_id] = replace(before, state="OUT_OF_MEMORY")
     return newest
@@ -331,7 +355,7 @@ def _batches(job_ids: Iterable[str]) -> list[list[str]]:
 
 def _environment() -> dict[str, str]:
     """Ours, without people's own settings for these commands, and with times as seconds since 1970."""
-    theirs = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
+    theirs = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
     return {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | {
         "SLURM_TIME_FORMAT": "%s"
     }

@@ -12,6 +12,7 @@ from waiting import wait_until
 
 from wiseft_dist.config import Resources
 from wiseft_dist.launch.outcomes import Outcome, explain, outcome_of
+from wiseft_dist.launch.requeues import why_requeued
 from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.slurm import JobState, has_accounting, job_states
 
@@ -37,6 +38,16 @@ def test_a_cancelled_job_names_who_did_it_and_a_preempted_one_that_stays_away_is
     assert outcome(by_hand) is Outcome.cancelled
     assert outcome(by_slurm) is Outcome.preempted
     assert f"by {getpass.getuser()}" in explain(Outcome.cancelled, "merge", accounted(cluster, cancelled))
+
+
+def test_a_preempted_job_that_comes_back_is_known_for_one(accounting_devcluster: Devcluster) -> None:
+    cluster = accounting_devcluster
+    job = submit(cluster, "--requeue", "-N2", "--exclusive", "--mem=0", "--wrap", "sleep 600")
+    before = await_state(job, "RUNNING")
+    cluster.slurm("srun", "-p", "high", "-N2", "--exclusive", "--mem=0", "true")
+    wait_until(lambda: why_requeued([before]) == ["preempted"])
+    assert job_states([job])[job].restarts == 1
+    cluster.slurm("scancel", job)
 
 
 def test_a_job_that_slurm_killed_for_its_memory_ran_out_of_memory(

@@ -13,6 +13,8 @@ from scene import Scene
 BY_ITSELF = "goes on by itself"
 AGAIN = "`wiseft run` again"
 MENDED = "a person mends it, then `wiseft run` again"
+LOST = "lost 127.0.0."
+"""Nodes of a devcluster are named so."""
 
 
 def nothing(scene: Scene) -> None:
@@ -29,7 +31,7 @@ class Fault:
     ending: Mapping[str, str]
     """By stage: what brings the run to its end."""
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By stage: what the last sentence of the `wiseft run` that does not get to the end must hold."""
+    """By stage: what the `wiseft run` that meets it must say."""
     prepared: Callable[[Scene], None] = nothing
     """Before the stage begins."""
     afterwards: Callable[[Scene], None] = nothing
@@ -61,8 +63,8 @@ FAULTS = (
     Fault("one rank killed", nodes.kill_last_rank, everywhere(AGAIN), in_all("failed")),
     Fault("rank 0 killed", nodes.kill_first_rank, everywhere(AGAIN), in_all("failed")),
     Fault("a node's tasks killed", nodes.kill_tasks_of_a_node, everywhere(AGAIN), in_all("failed")),
-    Fault("slurmd killed", nodes.kill_slurmd, everywhere(BY_ITSELF)),
-    Fault("a whole node lost", nodes.kill_whole_node, everywhere(BY_ITSELF), on_ci=""),
+    Fault("slurmd killed", nodes.kill_slurmd, everywhere(BY_ITSELF), in_all(LOST)),
+    Fault("a whole node lost", nodes.kill_whole_node, everywhere(BY_ITSELF), in_all(LOST), on_ci=""),
     Fault("preempted twice", nodes.preempt_twice, everywhere(BY_ITSELF), is_told=True),
     Fault("time limit", nodes.reach_time_limit, everywhere(BY_ITSELF), is_told=True),
     Fault(

@@ -104,10 +104,13 @@ def test_a_job_that_ends_while_slurm_is_asked_is_not_submitted_again(copied, tmp
     assert copied.report.is_dir() and not (tmp_path / "submitted").exists()
 
 
-def test_a_job_is_said_to_run_once_for_each_start(tmp_path, capsys):
+def test_a_job_is_said_to_run_once_for_each_start(tmp_path, capsys, program):
+    program("scontrol", "echo AccountingStorageType = accounting_storage/none")
+    program("sinfo", "true")
     run = Run(tmp_path / "run")
     watch = _Watch(None, run, SlurmExecutor(run))
     item = Submitted(Job("finetune", None, Resources()), SimpleNamespace(job_id="7"))
+    watch.add([item])
     for state, restarts, nodes in (
         ("PENDING", 0, ""),
         ("RUNNING", 0, "node1"),
@@ -116,7 +119,9 @@ def test_a_job_is_said_to_run_once_for_each_start(tmp_path, capsys):
         ("RUNNING", 1, "node2"),
         ("COMPLETING", 1, "node2"),
     ):
-        watch._tell_changes(item, JobState("7", state, restarts=restarts, nodes=nodes))
+        found = JobState("7", state, restarts=restarts, nodes=nodes)
+        watch._tell_requeues({"7": found})
+        watch._tell_changes(item, found)
     assert capsys.readouterr().err.splitlines() == [
         "finetune: runs on node1 (job 7)",
         "finetune: preempted or requeued, in the queue again",

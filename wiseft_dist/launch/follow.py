@@ -18,6 +18,7 @@ from wiseft_dist.launch.outcomes import Outcome, outcome_of
 from wiseft_dist.launch.patience import ASKING_AGAIN, Patience
 from wiseft_dist.launch.processes import termination_interrupts
 from wiseft_dist.launch.progress_line import progress_line
+from wiseft_dist.launch.requeues import why_requeued
 from wiseft_dist.pipeline import Step, is_finished, remaining
 from wiseft_dist.printable import printable
 from wiseft_dist.progress import Bar, progress_bar
@@ -238,6 +239,7 @@ class _Watch:
     def poll(self) -> None:
         """Look once at every job, then rest."""
         states = self._states()
+        self._tell_requeues(states or {})
         for item in list(self.open if states is not None else ()):
             state = states[item.job_id] if states and item.job_id in states else None
             self._tell_changes(item, state)
@@ -258,15 +260,24 @@ class _Watch:
             return {job_id: JobState(job_id, "RUNNING") for job_id in self.executor.active(self.open)}
         return self._controller.ask(lambda: job_states([item.job_id for item in self.open]))
 
+    def _tell_requeues(self, states: Mapping[str, JobState]) -> None:
+        """Say which Slurm jobs are in the queue again, and why."""
+        seen = ((item, self._seen.get(item.job.name)) for item in self.open)
+        came_back = [
+            (item, before)
+            for item, before in seen
+            if before and item.job_id in states and states[item.job_id].restarts > before.restarts
+        ]
+        for (item, _), why in zip(came_back, why_requeued([before for _, before in came_back]), strict=True):
+            _say(f"{item.job.name}: {why}, in the queue again")
+
     def _tell_changes(self, item: Submitted, state: JobState | None) -> None:
-        """Say that a Slurm job has started, or is in the queue again."""
+        """Say that a Slurm job has started."""
         if isinstance(self.executor, LocalExecutor) or state is None:
             return
         before = self._seen.get(item.job.name)
         self._seen[item.job.name] = state
         is_running, was_running = map(_is_at_work, (state, before))
-        if before is not None and state.restarts > before.restarts:
-            _say(f"{item.job.name}: {why_requeued(before)}, in the queue again")
         if is_running and state.nodes and (not was_running or (before and state.restarts > before.restarts)):
             self._started[item.job.name] = time.monotonic()
             _say(f"{item.job.name}: runs on {state.nodes} (job {state.job_id})")
@@ -326,15 +337,3 @@ class _Watch:
         if not active:
             return ""
         return f"\nOther jobs of this stage go on: {_named(active)}. `wiseft cancel {self.run.path}` ends them."
-
-
-def why_requeued(before: JobState) -> str:
-    """Why Slurm put a job into the queue again, as far as it can be told from what was last known of it."""
-    if before.started is None or before.time_limit_minutes is None:
-        return "preempted or requeued"
-    is_late = time.time() - before.started > 60 * before.time_limit_minutes * TIME_IS_UP
-    return "its time was up" if is_late else "preempted or requeued"
-
-
-TIME_IS_UP = 0.8
-"""Of its time limit; submitit takes the end of a job that ran so long for its time limit, too."""
