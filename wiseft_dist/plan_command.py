@@ -28,7 +28,7 @@ def plan(
         float | None, typer.Option("--rate", min=1e-9, help="Training samples a second, all ranks together.")
     ] = None,
     rate_from: Annotated[
-        Path | None, typer.Option("--rate-from", metavar="RUN", help="A run that has measured the rate.")
+        Path | None, typer.Option("--rate-from", metavar="RUN", help="A run that has measured how fast it goes.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -112,19 +112,34 @@ def _cost_lines(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _time_lines(time: Mapping[str, Any]) -> Iterator[str]:
-    if time["finetune_seconds"] is None:
+    training, rate = time["finetune_seconds"], time["samples_per_second"]
+    if training is None:
         yield "how long fine-tuning takes is not known: say --rate SAMPLES_A_SECOND, or --rate-from RUN"
-        return
-    rate = time["samples_per_second"]
-    yield (
-        f"fine-tuning takes about {duration(time['finetune_seconds'])} at {rate:.{0 if rate >= 10 else 2}f} samples/s "
-        f"({time['rate_of']})"
-    )
-    if time["finetune_jobs"] > 1:
+    else:
+        yield f"fine-tuning takes about {duration(training)} at {_rate(rate)} samples/s ({time['rate_of']})"
+        yield from _limit_lines("finetune", time["finetune_jobs"])
+    scoring, rate = time["evaluate_seconds"], time["predictions_per_second_a_process"]
+    if scoring is None:
+        yield "how long the evaluation takes is not known: say --rate-from RUN, of one that has scored something"
+    else:
         yield (
-            "note: that is more than launch.finetune.timeout_minutes; a Slurm job saves at its limit and comes back "
-            f"by itself, {time['finetune_jobs'] - 1} times"
+            f"the evaluation takes about {duration(scoring)}, its jobs side by side, at {_rate(rate)} predictions/s "
+            f"of each process ({time['scoring_rate_of']})"
         )
+        yield from _limit_lines("evaluate", time["evaluate_starts_a_job"])
+
+
+def _limit_lines(stage: str, num_starts: int) -> Iterator[str]:
+    """Where a job needs longer than it may."""
+    if num_starts > 1:
+        yield (
+            f"note: that is more than launch.{stage}.timeout_minutes; a Slurm job keeps what it has done and comes "
+            f"back by itself, {'once' if num_starts == 2 else f'{num_starts - 1} times'}"
+        )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.{0 if rate >= 10 else 2}f}"
 
 
 def _size(number: int) -> str:

@@ -16,8 +16,15 @@ from wiseft_dist import storage
 from wiseft_dist.config import RunConfig, dump_config, load_config
 from wiseft_dist.data.manifest import Manifest, Shard
 from wiseft_dist.errors import UserError
-from wiseft_dist.launch.estimate import describe_disk, describe_memory, describe_parameters, describe_time
+from wiseft_dist.launch.estimate import (
+    describe_disk,
+    describe_memory,
+    describe_parameters,
+    describe_scoring_time,
+    describe_training_time,
+)
 from wiseft_dist.launch.preview import preview
+from wiseft_dist.launch.rates import UNKNOWN, Rates, scoring_rate
 from wiseft_dist.launch.site_checks import _features, _nodes
 from wiseft_dist.models.parameter_count import count_parameters
 from wiseft_dist.plan_command import plan_lines
@@ -228,21 +235,82 @@ def test_disk_of_a_tiny_run_is_what_it_really_took(finished: Any) -> None:
     assert disk["ensembles"] == pytest.approx(weights, rel=0.02)
 
 
-def test_a_rate_comes_from_the_run_that_has_measured_it(finished: Any, tmp_path: Path) -> None:
+def test_rates_come_from_the_run_that_has_measured_them(finished: Any, tmp_path: Path) -> None:
     tree = ["launch.finetune.tasks_per_node=1", f"output={tmp_path / 'new'}"]
     config = load_config(finished.run.config_file, tree)
     told = preview(config, rate_from=finished.run.path)["time"]
     assert told["samples_per_second"] > 0 and str(finished.run.path) in told["rate_of"]
-    assert preview(config)["time"]["samples_per_second"] is None
+    assert told["predictions_per_second_a_process"] > 0 and told["scoring_rate_of"] == str(finished.run.path)
+    assert told["finetune_seconds"] > 0 and told["evaluate_seconds"] > 0
+    assert set(preview(config)["time"].values()) == {None}
     with pytest.raises(UserError, match="has no measured rate"):
         preview(config, rate_from=tmp_path)
 
 
+def test_a_rate_that_is_given_counts_more_than_one_that_was_measured(finished: Any) -> None:
+    told = preview(finished.config, rate=7.0)["time"]
+    assert (told["samples_per_second"], told["rate_of"]) == (7.0, "--rate")
+    assert told["scoring_rate_of"] == str(finished.run.path)
+
+
 def test_a_job_that_needs_longer_than_its_limit_comes_back_by_itself() -> None:
     config = config_with(epochs=2)
-    times = describe_time(config, 86_400, 1.0, "--rate")
+    times = describe_training_time(config, 86_400, Rates(samples_per_second=1.0))
     assert (times["finetune_seconds"], times["finetune_jobs"]) == (172_800.0, 3)  # two days of 24 hours less a warning
-    assert describe_time(config, 86_400, None, None)["finetune_jobs"] is None
+    assert describe_training_time(config, 86_400, UNKNOWN)["finetune_jobs"] is None
+
+
+def test_the_evaluation_takes_as_long_as_one_of_its_processes() -> None:
+    config = config_with()
+    launch = config.launch.model_copy(
+        update={
+            "evaluate": config.launch.evaluate.model_copy(
+                update={"tasks_per_node": 4, "timeout_minutes": 3, "warning_seconds": 80, "max_parallel": 5}
+            )
+        }
+    )
+    config = config.model_copy(update={"launch": launch})
+    sizes = {"large": 9 * config.evaluate.job_images, "small": config.evaluate.job_images}  # more than five jobs' worth
+    rates = Rates(predictions_per_second=config.evaluate.job_images / 100)
+    times = describe_scoring_time(config, sizes, 2, rates)
+    assert times["evaluate_seconds"] == pytest.approx(10 / (5 * 4) * 2 * 100)
+    assert times["evaluate_starts_a_job"] == 1  # 100 seconds: three minutes less a warning
+    times = describe_scoring_time(config, sizes, 5, rates)
+    assert times["evaluate_starts_a_job"] == 3
+    assert set(describe_scoring_time(config, sizes, 2, UNKNOWN).values()) == {None}
+
+
+def test_scoring_is_as_fast_as_the_parts_that_were_finished() -> None:
+    def event(name: str, time: float, start: int, **more: Any) -> dict[str, Any]:
+        return {
+            "stage": "evaluate",
+            "event": name,
+            "time": time,
+            "dataset": "photo",
+            "start": start,
+            "stop": start + 10,
+        } | more
+
+    events = [
+        event("started", 100.0, 0, alphas=[0.0, 1.0]),
+        event("started", 100.0, 10, alphas=[0.0], output_alphas=[0.5]),
+        event("finished", 104.0, 0),
+        event("finished", 106.0, 10),
+        event("finished", 107.0, 20),  # its start is not among the events
+        event("started", 108.0, 30, alphas=[0.0, 1.0]),  # and this has not ended
+    ]
+    assert scoring_rate(events) == (20 + 20) / (4 + 6)
+    assert scoring_rate(events[:2]) is None
+
+
+def test_plan_says_how_long_it_takes_and_how_often_a_job_comes_back(finished: Any, tmp_path: Path) -> None:
+    described = preview(finished.config, rate=1e-4)
+    described["time"] |= {"evaluate_seconds": 1e6, "evaluate_starts_a_job": 2}
+    text = "\n".join(plan_lines(described))
+    assert re.search(r"fine-tuning takes about \d.* at 0.00 samples/s \(--rate\)", text)
+    assert re.search(r"more than launch.finetune.timeout_minutes; a Slurm job .* comes back by itself, \d+ times", text)
+    assert re.search(rf"the evaluation takes about .* predictions/s of each process \({finished.run.path}\)", text)
+    assert re.search(r"more than launch.evaluate.timeout_minutes; a Slurm job .* comes back by itself, once", text)
 
 
 @pytest.mark.parametrize(

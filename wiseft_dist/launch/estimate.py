@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wiseft_dist.config import Precision, RunConfig
+from wiseft_dist.config import Precision, Resources, RunConfig
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.order import SampleOrder
 from wiseft_dist.data.stage import TRAIN, evaluated_sizes
+from wiseft_dist.evaluate.cells.parts import job_names
 from wiseft_dist.evaluate.cells.store import members_of
+from wiseft_dist.launch.rates import Rates
 from wiseft_dist.models.parameter_count import ParameterCount
 
 ELEMENT_BYTES: Mapping[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -106,18 +108,41 @@ def describe_memory(config: RunConfig, parameters: Mapping[str, int] | None, wor
     return math.ceil(sum(trained * each / (world_size if is_shared else 1) for each, is_shared in parts))
 
 
-def describe_time(
-    config: RunConfig, num_training: int, samples_per_second: float | None, rate_of: str | None
-) -> dict[str, Any]:
-    """How long fine-tuning takes at a rate of all ranks together, and how often its time limit ends it meanwhile."""
-    if not samples_per_second:
-        return {"samples_per_second": None, "rate_of": None, "finetune_seconds": None, "finetune_jobs": None}
-    seconds = config.finetune.epochs * num_training / samples_per_second
-    resources = config.launch.finetune
-    usable = 60 * resources.timeout_minutes - resources.warning_seconds
+def describe_training_time(config: RunConfig, num_training: int, rates: Rates) -> dict[str, Any]:
+    """How long fine-tuning takes at a known rate, and how many starts of its job that needs with its time limit."""
+    rate = rates.samples_per_second
+    seconds = config.finetune.epochs * num_training / rate if rate else None
     return {
-        "samples_per_second": samples_per_second,
-        "rate_of": rate_of,
+        "samples_per_second": rate,
+        "rate_of": rates.training_source,
         "finetune_seconds": seconds,
-        "finetune_jobs": max(1, math.ceil(seconds / usable)),
+        "finetune_jobs": _num_starts(config.launch.finetune, seconds),
     }
+
+
+def describe_scoring_time(
+    config: RunConfig, sizes: Mapping[str, int], num_members: int, rates: Rates
+) -> dict[str, Any]:
+    """How long the evaluation takes with all of its jobs side by side, and how many starts each of them needs.
+
+    Args:
+        config: The run.
+        sizes: Images by dataset.
+        num_members: Models that score each image.
+        rates: What is known.
+    """
+    rate, resources = rates.predictions_per_second, config.launch.evaluate
+    num_readers = len(job_names(config, sizes)) * resources.num_tasks
+    seconds = math.ceil(sum(sizes.values()) / num_readers) * num_members / rate if rate else None
+    return {
+        "predictions_per_second_a_process": rate,
+        "scoring_rate_of": rates.scoring_source,
+        "evaluate_seconds": seconds,
+        "evaluate_starts_a_job": _num_starts(resources, seconds),
+    }
+
+
+def _num_starts(resources: Resources, seconds: float | None) -> int | None:
+    """Of a job that works so long, and saves and comes back at its time limit."""
+    usable = 60 * resources.timeout_minutes - resources.warning_seconds
+    return None if seconds is None else max(1, math.ceil(seconds / usable))

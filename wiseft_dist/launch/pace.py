@@ -10,15 +10,13 @@ from typing import Any
 from wiseft_dist.config import RunConfig
 from wiseft_dist.evaluate.cells.parts import Part
 from wiseft_dist.evaluate.cells.store import CellStore, members_of
+from wiseft_dist.launch.rates import NUM_NEWEST_PARTS, scored_parts
 from wiseft_dist.merge.request import missing_ensembles
 from wiseft_dist.run import Run
 from wiseft_dist.weights.finetuned import are_models_known
 
 WORTH_SAYING_PERCENT = 10.0
 """Of the time: from there on waiting for data is what holds training up."""
-
-NUM_NEWEST_PARTS = 64
-"""Parts of the evaluation whose time tells how fast it goes."""
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -103,23 +101,15 @@ def evaluate_pace(config: RunConfig, run: Run, parts: Collection[Part], events: 
     if not are_models_known(config, run):
         return Pace(0, total, "images")
     left = sum(part.num_samples for part in CellStore.of_run(config, run).left(parts, members_of(config)))
-    rate = _images_per_second([event for event in events if event.get("stage") == "evaluate" and "start" in event])
+    rate = _images_per_second(events)
     return Pace(total - left, total, "images", left / rate if rate and left else None)
 
 
-def _images_per_second(own: Events) -> float | None:
+def _images_per_second(events: Events) -> float | None:
     """From the first start of the newest finished parts until now, all readers together."""
-    begun: dict[tuple[Any, ...], float] = {}
-    finished: list[tuple[int, float]] = []
-    for event in own:
-        part = (event.get("dataset"), event["start"], event["stop"])
-        if event.get("event") == "started":
-            begun[part] = event["time"]
-        elif event.get("event") == "finished" and part in begun:
-            finished.append((event["stop"] - event["start"], begun[part]))
-    newest = finished[-NUM_NEWEST_PARTS:]
-    seconds = time.time() - min((start for _, start in newest), default=time.time())
-    return sum(images for images, _ in newest) / seconds if seconds > 0 else None
+    newest = scored_parts(events)[-NUM_NEWEST_PARTS:]
+    seconds = time.time() - min((part.began for part in newest), default=time.time())
+    return sum(part.num_images for part in newest) / seconds if seconds > 0 else None
 
 
 def _session(own: Events) -> tuple[Events, Mapping[str, Any]]:

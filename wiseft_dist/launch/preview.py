@@ -10,7 +10,6 @@ from wiseft_dist.config import RunConfig
 from wiseft_dist.data.manifest import Manifest
 from wiseft_dist.data.stage import TRAIN, evaluated_sizes, index_all
 from wiseft_dist.data.vocabulary import load_vocabulary
-from wiseft_dist.errors import UserError
 from wiseft_dist.evaluate.cells.parts import images_by_dataset, parts_of_job
 from wiseft_dist.evaluate.dataset_checks import check_datasets
 from wiseft_dist.launch.estimate import (
@@ -19,14 +18,15 @@ from wiseft_dist.launch.estimate import (
     describe_parameters,
     describe_reading,
     describe_scoring,
-    describe_time,
+    describe_scoring_time,
+    describe_training_time,
 )
+from wiseft_dist.launch.rates import UNKNOWN, Rates, known_rates
 from wiseft_dist.launch.site_checks import site_findings
 from wiseft_dist.launch.start import checked, left_of, warn_of
 from wiseft_dist.models.parameter_count import count_parameters
 from wiseft_dist.pipeline import Step, describe
 from wiseft_dist.run import Run
-from wiseft_dist.tracking import read_events
 
 JOB_FIELDS = (
     *("nodes", "tasks_per_node", "gpus_per_node", "gpu_isolation", "cpus_per_task", "mem_gb", "timeout_minutes"),
@@ -43,7 +43,7 @@ def preview(
         config: The run.
         site: Which profile went into it; only shown.
         rate: Training samples a second, all ranks together.
-        rate_from: A run directory that tells the rate instead. Left out: this run's own.
+        rate_from: A run directory that tells the rates instead. Left out: this run's own.
 
     Raises:
         UserError: as for `wiseft run`, or if ``rate_from`` tells no rate.
@@ -51,7 +51,7 @@ def preview(
     config, run = checked(config)
     manifests = index_all(config, run)
     warn_of(check_datasets(config, manifests))
-    return describe_plan(config, run, manifests, site=site, known_rate=_rate(config, run, rate, rate_from))
+    return describe_plan(config, run, manifests, site=site, rates=known_rates(config, run, rate, rate_from))
 
 
 def describe_plan(
@@ -60,7 +60,7 @@ def describe_plan(
     manifests: dict[str, Manifest],
     *,
     site: str | None = None,
-    known_rate: tuple[float | None, str | None] = (None, None),
+    rates: Rates = UNKNOWN,
 ) -> dict[str, Any]:
     """:func:`preview` of what is indexed already."""
     steps = left_of(config, run, manifests)
@@ -80,7 +80,10 @@ def describe_plan(
         "parameters": parameters,
         "disk_bytes": describe_disk(config, parameters, scoring, reading["bytes_an_epoch"]),
         "gpu_bytes_without_activations": describe_memory(config, parameters, world_size),
-        "time": describe_time(config, manifests[TRAIN].num_training, *known_rate),
+        "time": {
+            **describe_training_time(config, manifests[TRAIN].num_training, rates),
+            **describe_scoring_time(config, evaluated_sizes(config, manifests), scoring["members"], rates),
+        },
         "slurm": [
             {"level": finding.level, "text": finding.text}
             for finding in (site_findings(stages) if config.launch.executor == "slurm" else [])
@@ -110,23 +113,3 @@ def _steps(config: RunConfig, steps: list[Step]) -> list[dict[str, Any]]:
         }
         for place, step in enumerate(steps)
     ]
-
-
-def _rate(config: RunConfig, run: Run, rate: float | None, rate_from: Path | None) -> tuple[float | None, str | None]:
-    """Samples a second of all ranks, and where that is known from."""
-    if rate is not None:
-        return rate, "--rate"
-    source = run if rate_from is None else Run(rate_from.absolute())
-    measured = [event for event in read_events(source) if _tells_rate(event)]
-    if not measured:
-        if rate_from is not None:
-            raise UserError(f"--rate-from: {rate_from} has no measured rate: its fine-tuning has logged nothing yet.")
-        return None, None
-    newest = measured[-1]
-    a_device, world_size = newest.get("samples_per_second_per_device"), config.launch.finetune.num_tasks
-    total = a_device * world_size if a_device else newest["samples_per_second"]
-    return float(total), f"{source.path}, each of {world_size} ranks as fast as one there"
-
-
-def _tells_rate(event: Mapping[str, Any]) -> bool:
-    return event.get("stage") == "finetune" and isinstance(event.get("samples_per_second"), int | float)
