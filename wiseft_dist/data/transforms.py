@@ -87,7 +87,7 @@ class EvaluationTransform:
     @property
     def modules(self) -> tuple[str, ...]:
         """What a decoding process takes long to import before it can use this."""
-        return () if self._steps is None else ("open_clip.transform",)
+        return () if self._steps is None else ("wiseft_dist.models.without_wandb",)
 
     def __call__(self, data: bytes, out: Pixels) -> None:
         """Decode, resize and crop ``data`` into ``out``, uint8 ``[size, size, 3]``.
@@ -223,9 +223,10 @@ def _channels_first(pixels: Pixels) -> torch.Tensor:
 
 
 def _open_clip_steps(preprocess: Preprocess) -> Sequence[Callable[[Image.Image], Image.Image]]:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from wiseft_dist.models.without_wandb import open_clip
 
-    transform = image_transform_v2(PreprocessCfg(**asdict(preprocess)), is_train=False)
+    cfg = open_clip.transform.PreprocessCfg(**asdict(preprocess))
+    transform = open_clip.transform.image_transform_v2(cfg, is_train=False)
     steps: list[Callable[[Image.Image], Image.Image]] = transform.transforms
     return steps[:-2]  # all but ToTensor and Normalize
 

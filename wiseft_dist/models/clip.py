@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from wiseft_dist.config import ModelConfig
 from wiseft_dist.data.transforms import Preprocess
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.files import CONFIG_FILE, WEIGHTS_FILE
+from wiseft_dist.models.without_wandb import open_clip
 from wiseft_dist.progress import progress_bar
 
 PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -192,11 +192,11 @@ def config_of_tag(name: str, pretrained: str) -> dict[str, Any]:
 
 
 def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path | None]:
-    from open_clip.pretrained import download_pretrained_from_hf
-
     repository = name.removeprefix("hf-hub:")
-    config = _download(name, lambda: download_pretrained_from_hf(repository, filename=CONFIG_FILE))
-    weights = _given_weights(pretrained) or _download(name, lambda: download_pretrained_from_hf(repository))
+    config = _download(name, lambda: open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE))
+    weights = _given_weights(pretrained) or _download(
+        name, lambda: open_clip.pretrained.download_pretrained_from_hf(repository)
+    )
     return complete_config(_read_json(config)), weights
 
 

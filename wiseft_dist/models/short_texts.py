@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import open_clip
-from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 from torch.nn import functional
+
+from wiseft_dist.models.without_wandb import open_clip
 
 WIDTH_STEP = 16
 """Texts are cut to a multiple of this, so that few shapes occur."""
@@ -26,7 +26,7 @@ class ShortTextClip(open_clip.CLIP):  # type: ignore[misc]
         width, dtype = text.shape[1], self.transformer.get_cast_dtype()
         hidden = self.token_embedding(text).to(dtype) + self.positional_embedding[:width].to(dtype)
         hidden = self.ln_final(self.transformer(hidden, attn_mask=self.attn_mask[:width, :width]))
-        pooled: Tensor = text_global_pool(hidden, text, self.text_pool_type)
+        pooled: Tensor = open_clip.transformer.text_global_pool(hidden, text, self.text_pool_type)
         if isinstance(self.text_projection, nn.Linear):
             pooled = self.text_projection(pooled)
         elif self.text_projection is not None:

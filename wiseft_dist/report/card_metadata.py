@@ -53,7 +53,7 @@ def base_model(model: ModelConfig) -> str | None:
         return name if HUB_NAME.fullmatch(name) and model.pretrained is None else None
     if model.pretrained is None or not re.fullmatch(r"[\w-]+", model.pretrained):
         return None
-    import open_clip
+    from wiseft_dist.models.without_wandb import open_clip
 
     known = open_clip.get_pretrained_cfg(model.architecture, model.pretrained)
     name = str(known.get("hf_hub", "")).rstrip("/")

@@ -27,7 +27,7 @@ def download_tag(source: str) -> Path:
     Raises:
         UserError: if open_clip knows no such architecture or tag, or cannot download it.
     """
-    import open_clip
+    from wiseft_dist.models.without_wandb import open_clip
 
     name, tag = source.replace("/", "-").split(":")
     if name not in open_clip.list_models():

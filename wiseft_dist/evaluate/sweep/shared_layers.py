@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
-from open_clip.transformer import Transformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from wiseft_dist.errors import UserError
 from wiseft_dist.models.classifier import Classifier
+from wiseft_dist.models.without_wandb import open_clip
 
 HOST_IMAGES_PER_THREAD = 16
 """Images that a CPU takes through the layers at a time. The activations of more are fresh memory at every step, which
@@ -147,7 +147,7 @@ class _Features(nn.Module):
 class _Stem(nn.Module):
     """Everything in front of the first block of an open_clip ``VisionTransformer``."""
 
-    def __init__(self, visual: VisionTransformer) -> None:
+    def __init__(self, visual: open_clip.transformer.VisionTransformer) -> None:
         super().__init__()
         self.visual = visual
 
@@ -158,7 +158,7 @@ class _Stem(nn.Module):
 class _Pooling(nn.Module):
     """Everything behind its last block, and the normalisation."""
 
-    def __init__(self, visual: VisionTransformer) -> None:
+    def __init__(self, visual: open_clip.transformer.VisionTransformer) -> None:
         super().__init__()
         self.visual = visual
 
@@ -175,7 +175,7 @@ def _stages(module: nn.Module) -> list[_Stage]:
         return [_Stage(module, ("",))]
     head = _Stage(module.head, ("head.",))
     visual = module.visual
-    if not isinstance(visual, VisionTransformer) or not _is_plain(visual):
+    if not isinstance(visual, open_clip.transformer.VisionTransformer) or not _is_plain(visual):
         return [_Stage(_Features(module), ("visual.",)), head]
     names = [f"visual.transformer.resblocks.{index}." for index in range(len(visual.transformer.resblocks))]
     stem = [name for name, _ in visual.named_children() if name in ("conv1", "patch_dropout", "ln_pre")]
@@ -184,12 +184,12 @@ def _stages(module: nn.Module) -> list[_Stage]:
     return [_Stage(_Stem(visual), stem_prefixes), *blocks, _Stage(_Pooling(visual), ("visual.",)), head]
 
 
-def _is_plain(visual: VisionTransformer) -> bool:
+def _is_plain(visual: open_clip.transformer.VisionTransformer) -> bool:
     """Whether the tower's forward pass is the one that is known here, of open_clip 3.3."""
     transformer = visual.transformer
     return (
-        type(visual) is VisionTransformer
-        and type(transformer) is Transformer
+        type(visual) is open_clip.transformer.VisionTransformer
+        and type(transformer) is open_clip.transformer.Transformer
         and transformer.batch_first
         and not transformer.grad_checkpointing
         and not visual.output_tokens
