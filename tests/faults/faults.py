@@ -69,7 +69,6 @@ FAULTS = (
     Fault("time limit", nodes.reach_time_limit, everywhere(BY_ITSELF), is_told=True),
     Fault(
         "scancel", nodes.cancel, everywhere(AGAIN), in_all("was cancelled", "run again"), is_told=True,
-        on_ci="finetune",
     ),
     Fault(
         "full disk", stores.fill_disk, everywhere(MENDED), in_all("No space left on device"),
@@ -95,7 +94,7 @@ FAULTS = (
     Fault(
         "a corrupted checkpoint", nodes.cancel, everywhere(MENDED),
         in_all("not the file that was committed", "step_", "Delete "),
-        afterwards=stores.corrupt_newest_checkpoint, mended=stores.delete_damaged,
+        afterwards=stores.corrupt_newest_checkpoint, mended=stores.delete_damaged, is_told=True, on_ci="finetune",
     ),
     Fault(
         "a corrupted cell", nodes.cancel, {"evaluate": MENDED}, {"evaluate": ("part-", "is damaged", "delete it")},
