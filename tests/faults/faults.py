@@ -98,7 +98,7 @@ FAULTS = (
     ),
     Fault(
         "a corrupted cell", nodes.cancel, {"evaluate": MENDED}, {"evaluate": ("part-", "is damaged", "delete it")},
-        afterwards=stores.corrupt_a_cell, mended=stores.delete_damaged, stages=("evaluate",), on_ci="evaluate",
+        afterwards=stores.corrupt_a_cell, mended=stores.delete_damaged, stages=("evaluate",), on_ci="",
     ),
     Fault(
         "an edited configuration", nodes.cancel, everywhere(MENDED),

@@ -1,6 +1,6 @@
 """A run that is killed again and again ends with the bits of one that never was.
 
-By default three kills at ZeRO stage 2. ``make test-kills`` sets ``WISEFT_KILLS=20`` and ``WISEFT_KILLED_STAGES=1,2,3``.
+By default two kills at ZeRO stage 2. ``make test-kills`` sets ``WISEFT_KILLS=20`` and ``WISEFT_KILLED_STAGES=1,2,3``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tiny_finetune import metrics, tiny_config, training_state, write_shards
 from wiseft_dist.run import Run, open_run
 from wiseft_dist.tracking import read_events
 
-KILLS = int(os.environ.get("WISEFT_KILLS", "3"))
+KILLS = int(os.environ.get("WISEFT_KILLS", "2"))
 STAGES = [int(stage) for stage in os.environ.get("WISEFT_KILLED_STAGES", "2").split(",")]
 SEED = int(os.environ.get("WISEFT_KILL_SEED", "0"))
 STEPS = 60
