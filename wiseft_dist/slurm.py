@@ -1,4 +1,4 @@
-"""Asking Slurm, and telling it to cancel: every call of squeue, sacct, scontrol, sinfo and scancel about jobs.
+"""Asking Slurm, and telling it to cancel: every call of squeue, sacct, scontrol and scancel about jobs.
 
 One call answers for any number of jobs. Slurm forgets ended jobs (``MinJobAge``, five minutes by default); then only
 its accounting knows them, where there is any. Formats: the manual pages squeue(1) and sacct(1) of Slurm 22.05.

@@ -76,9 +76,9 @@ def test_ranks_score_every_held_out_sample_once(tmp_path: Path, world_size: int)
         tmp_path / "found",
         world_size=world_size,
     )
-    for case, wanted in [*((case, expected) for case in (singly, *others, features)), (alone, of_few)]:
+    assert [numbers(found) for found in singly] == [expected] * world_size
+    for case, wanted in [*((case, expected) for case in (*others, features)), (alone, of_few)]:
         assert all(numbers(found) == numbers(case[0]) for found in case)
-        # The last bit is the matrix product's, which takes weights by where they lie in memory.
         assert numbers(case[0]) == pytest.approx(wanted, rel=1e-6)
     assert all(found["is_training"] and not found["children"] for case in (singly, *others) for found in case)
 

@@ -303,7 +303,7 @@ def test_scoring_is_as_fast_as_the_parts_that_were_finished() -> None:
     assert scoring_rate(events[:2]) is None
 
 
-def test_plan_says_how_long_it_takes_and_how_often_a_job_comes_back(finished: Any, tmp_path: Path) -> None:
+def test_plan_says_how_long_it_takes_and_how_often_a_job_comes_back(finished: Any) -> None:
     described = preview(finished.config, rate=1e-4)
     described["time"] |= {"evaluate_seconds": 1e6, "evaluate_starts_a_job": 2}
     text = "\n".join(plan_lines(described))

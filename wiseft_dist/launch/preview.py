@@ -64,7 +64,7 @@ def describe_plan(
 ) -> dict[str, Any]:
     """:func:`preview` of what is indexed already."""
     steps = left_of(config, run, manifests)
-    world_size = config.launch.finetune.num_tasks
+    world_size, sizes = config.launch.finetune.num_tasks, evaluated_sizes(config, manifests)
     scoring = describe_scoring(config, manifests)
     reading = describe_reading(config, manifests, world_size)
     classes = 0 if config.finetune.recipe == "contrastive" else len(load_vocabulary(config.data).classnames)
@@ -73,7 +73,7 @@ def describe_plan(
     return describe(config, manifests) | {
         "site": site,
         "executor": config.launch.executor,
-        "jobs": _jobs(config, steps, evaluated_sizes(config, manifests)),
+        "jobs": _jobs(config, steps, sizes),
         "steps_of_jobs": _steps(config, steps),
         "reading": reading,
         "scoring": scoring,
@@ -82,7 +82,7 @@ def describe_plan(
         "gpu_bytes_without_activations": describe_memory(config, parameters, world_size),
         "time": {
             **describe_training_time(config, manifests[TRAIN].num_training, rates),
-            **describe_scoring_time(config, evaluated_sizes(config, manifests), scoring["members"], rates),
+            **describe_scoring_time(config, sizes, scoring["members"], rates),
         },
         "slurm": [
             {"level": finding.level, "text": finding.text}

@@ -45,11 +45,10 @@ def known_rates(config: RunConfig, run: Run, rate: float | None, rate_from: Path
         UserError: if ``rate_from`` has measured none.
     """
     source = run if rate_from is None else Run(rate_from.absolute())
-    events = read_events(source)
-    training, scoring = _training_rate(events, config.launch.finetune.num_tasks), scoring_rate(events)
+    events, num_ranks = read_events(source), config.launch.finetune.num_tasks
+    training, scoring = _training_rate(events, num_ranks), scoring_rate(events)
     if rate_from is not None and training is None and scoring is None:
         raise UserError(f"--rate-from: {rate_from} has no measured rate: it has logged neither training nor scoring.")
-    num_ranks = config.launch.finetune.num_tasks
     told = None if training is None else f"{source.path}, each of {num_ranks} ranks as fast as one there"
     if rate is not None:
         training, told = rate, "--rate"

@@ -192,11 +192,9 @@ def config_of_tag(name: str, pretrained: str) -> dict[str, Any]:
 
 
 def _from_hub(name: str, pretrained: str | None) -> tuple[dict[str, Any], Path | None]:
-    repository = name.removeprefix("hf-hub:")
-    config = _download(name, lambda: open_clip.pretrained.download_pretrained_from_hf(repository, filename=CONFIG_FILE))
-    weights = _given_weights(pretrained) or _download(
-        name, lambda: open_clip.pretrained.download_pretrained_from_hf(repository)
-    )
+    repository, fetch = name.removeprefix("hf-hub:"), open_clip.pretrained.download_pretrained_from_hf
+    config = _download(name, lambda: fetch(repository, filename=CONFIG_FILE))
+    weights = _given_weights(pretrained) or _download(name, lambda: fetch(repository))
     return complete_config(_read_json(config)), weights
 
 

@@ -1,8 +1,8 @@
 """open_clip without W&B: ``from wiseft_dist.models.without_wandb import open_clip``.
 
 open_clip imports timm, which imports ``wandb`` wherever it is installed, for a function that nobody here calls. That
-takes half a second of every start of every rank, and leaves two folders in the temporary directory of each
-process that is killed.
+takes half a second of every start of every rank, and leaves two folders in the temporary directory of each process that
+is killed.
 """
 
 from __future__ import annotations
